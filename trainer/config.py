@@ -1,0 +1,313 @@
+"""The frozen config of a run: one object for the form, the API, the command line, the worker and the checkpoint.
+
+Every setting carries its unit, range, the paper's value and a help text as field metadata (`setting`), so that the launch
+form, the settings page and the checks all read the same lines. Defaults are the paper's (METHOD sections 1-3) unless a
+help text says otherwise.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from trainer.errors import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+
+SCRATCH_MODEL = "scratch-llama"
+"""The student made from random weights: a small Llama over bytes, for the demo and the tests."""
+
+OFFLINE_URL = "offline"
+"""A base URL that means: the offline teacher of trainer.demo; the command line starts it for the time of the run."""
+
+
+def setting(
+    default: Any,
+    *,
+    label: str,
+    help: str = "",
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    paper: str = "",
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that knows how to be shown and checked.
+
+    low, high: inclusive range; paper: the paper's value as text, empty where it has none; choices: the allowed values.
+    """
+    return field(
+        default=default,
+        metadata={"label": label, "help": help, "unit": unit, "low": low, "high": high, "paper": paper, "choices": choices},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """The loop itself: how many iterations, what is hard, and what is new."""
+
+    iterations: int = setting(3, label="Iterations", unit="iterations", low=0, high=50, paper="3", help="Adversarial iterations after the first imitation on the seed pool.")
+    new_per_iteration: int = setting(6000, label="New instructions per iteration", unit="instructions", low=1, high=1_000_000, paper="6,000")
+    ratio: str = setting("1:1", label="Hard : easy", choices=("1:0", "2:1", "1:1", "1:2", "0:1"), paper="1:1", help="Share of the new instructions made from hard and from easy parents.")
+    tau: float = setting(1.0, label="Threshold tau", unit="points", low=-9, high=9, paper="1.0", help="An instruction is hard when the teacher's mean score minus the student's is at least tau.")
+    parents: str = setting("by_verdict", label="Choice of parents", choices=("by_verdict", "random", "uniform"), paper="by_verdict", help="by_verdict: hard parents for hard, easy for easy. random: both operators, any parent. uniform: the hard operator alone, any parent.")
+    train_pool: str = setting("replace", label="Train pool", choices=("replace", "accumulate"), paper="replace", help="Each iteration is tuned on the new instructions alone, or on all so far.")
+    student_start: str = setting("last", label="Each imitation starts from", choices=("last", "base"), paper="last", help="The last checkpoint, or the base student again.")
+    similarity: float = setting(0.7, label="ROUGE-L limit", low=0, high=1, paper="0.7", help="A new instruction too close to a known one is rejected.")
+    similarity_rule: str = setting("below", label="Keep when similarity is", choices=("below", "at_most"), paper="below", help="below the limit (the paper) or at most the limit (the authors' code).")
+    candidate_rules: str = setting("paper", label="Other rejection rules", choices=("paper", "code"), paper="paper", help="paper: similarity, empty and cut-off only. code: also the filters of the authors' code (3 words or fewer, the word 'instruction', odd first character).")
+    attempts_per_new: float = setting(4.0, label="Attempts per new instruction", unit="attempts", low=1, high=100, help="A stage that cannot reach its number ends after this many attempts for each one wanted. The paper has no cap.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointConfig:
+    """An OpenAI-compatible server and a model on it. The key stays in the environment; here is the variable's name."""
+
+    base_url: str = setting("https://api.openai.com/v1", label="Base URL")
+    model: str = setting("gpt-3.5-turbo", label="Model", paper="gpt-3.5-turbo")
+    key_env: str = setting("OPENAI_API_KEY", label="Variable with the key", help="Name of the environment variable that holds the key; empty where the server wants none.")
+    max_at_once: int = setting(16, label="Calls at once", unit="calls", low=1, high=512)
+    timeout_s: float = setting(120.0, label="Timeout", unit="s", low=1, high=3600)
+    retries: int = setting(5, label="Retries", unit="retries", low=0, high=50, paper="5", help="After a timeout, a 429 or a 5xx; the waits double from half a second, with jitter.")
+    send_seed: bool = setting(False, label="Send the sample number as `seed`", help="For servers that sample reproducibly by it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleConfig:
+    """How a role samples from its endpoint. `endpoint` is a name in `RunConfig.endpoints`."""
+
+    endpoint: str = setting("teacher", label="Endpoint")
+    temperature: float = setting(0.7, label="Temperature", low=0, high=2)
+    top_p: float = setting(1.0, label="Top p", low=0, high=1, paper="1.0")
+    max_tokens: int = setting(1024, label="Longest reply", unit="tokens", low=1, high=32_768)
+    asks: int = setting(3, label="Asks before quarantine", unit="calls", low=1, high=20, help="How often an unusable reply is asked for again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Which open model is tuned, and how its weights are held."""
+
+    model: str = setting("huggyllama/llama-7b", label="Student", paper="LLaMA-7B", help=f"A Hub name, a local folder, or {SCRATCH_MODEL} for a small Llama from random weights.")
+    revision: str = setting("", label="Revision", help="Branch, tag or commit of a Hub model.")
+    template: str = setting("paper", label="Prompt form", choices=("paper", "chat"), paper="paper", help="The paper's '### Instruction' form, or the model's own chat template.")
+    method: str = setting("full", label="Tuning", choices=("full", "lora"), paper="full")
+    lora_rank: int = setting(16, label="LoRA rank", low=1, high=1024)
+    lora_alpha: float = setting(32.0, label="LoRA alpha", low=1, high=4096)
+    lora_dropout: float = setting(0.0, label="LoRA dropout", low=0, high=0.9)
+    precision: str = setting("bf16", label="Precision", choices=("fp32", "bf16", "fp16"), paper="bf16")
+    scratch_width: int = setting(128, label="Width of the scratch student", unit="features", low=16, high=4096)
+    scratch_layers: int = setting(3, label="Layers of the scratch student", unit="layers", low=1, high=64)
+    scratch_heads: int = setting(4, label="Heads of the scratch student", unit="heads", low=1, high=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImitationConfig:
+    """Fine-tuning on the teacher's responses, with the loss on the response tokens alone."""
+
+    epochs: float = setting(3.0, label="Epochs", unit="epochs", low=0.01, high=1000, paper="3")
+    first_steps: int = setting(0, label="Steps in iteration 0", unit="steps", low=0, high=10_000_000, help="0: as many as the epochs make.")
+    steps: int = setting(0, label="Steps per later iteration", unit="steps", low=0, high=10_000_000, help="0: as many as the epochs make.")
+    batch_size: int = setting(128, label="Batch size", unit="examples", low=1, high=65_536, paper="128")
+    device_batch_size: int = setting(2, label="Batch on one device", unit="examples", low=1, high=4096, paper="2", help="The rest is gradient accumulation.")
+    learning_rate: float = setting(2e-5, label="Learning rate", low=0, high=1, paper="2e-5")
+    schedule: str = setting("cosine", label="Schedule", choices=("cosine", "linear", "constant"), paper="cosine")
+    warmup: float = setting(0.03, label="Warm-up", unit="share of steps", low=0, high=1, paper="0.03")
+    weight_decay: float = setting(0.0, label="Weight decay", low=0, high=1, paper="0")
+    max_length: int = setting(1024, label="Longest example", unit="tokens", low=8, high=1_048_576, paper="1024")
+    save_steps: int = setting(600, label="Save every", unit="steps", low=1, high=10_000_000, paper="600")
+    log_steps: int = setting(10, label="Log every", unit="steps", low=1, high=10_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RespondConfig:
+    """How the student answers the cache pool."""
+
+    temperature: float = setting(0.7, label="Temperature", low=0, high=2, paper="0.7", help="0 is greedy.")
+    max_new_tokens: int = setting(1024, label="Longest response", unit="tokens", low=1, high=32_768, paper="1024")
+    batch_size: int = setting(16, label="Batch", unit="responses", low=1, high=4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured after each imitation."""
+
+    benchmarks: tuple[str, ...] = setting((), label="Benchmarks", choices=("demo_skills",), help="demo_skills: 60 held-out items of each demo task, exact match.")
+
+
+def _teacher() -> RoleConfig:
+    return RoleConfig(temperature=0.7, max_tokens=1024)
+
+
+def _referee() -> RoleConfig:
+    return RoleConfig(temperature=0.2, max_tokens=512)
+
+
+def _generator() -> RoleConfig:
+    return RoleConfig(temperature=1.0, max_tokens=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run does. Two runs of one config give the same pools and verdicts."""
+
+    name: str = setting("run", label="Name")
+    seed: int = setting(1, label="Seed", low=0, high=2**31 - 1)
+    seed_pool: str = setting("demo", label="Seed pool", help="'demo', or a JSON or JSONL file in the Alpaca or Self-Instruct format.")
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    endpoints: Mapping[str, EndpointConfig] = field(default_factory=lambda: {"teacher": EndpointConfig()})
+    teacher: RoleConfig = field(default_factory=_teacher)
+    referee: RoleConfig = field(default_factory=_referee)
+    generator: RoleConfig = field(default_factory=_generator)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    respond: RespondConfig = field(default_factory=RespondConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The config as JSON-ready data; `config_from_dict` gives an equal config back."""
+        return {**asdict(self), "endpoints": {name: asdict(endpoint) for name, endpoint in self.endpoints.items()}}
+
+
+def settings_of(config_class: type) -> Iterator[Field[Any]]:
+    """The plain settings of a config class, in order, without its sections."""
+    yield from (f for f in fields(config_class) if f.metadata)
+
+
+def sections() -> dict[str, type]:
+    """The sections of a run's config: name -> class."""
+    hints = get_type_hints(RunConfig)
+    return {f.name: hints[f.name] for f in fields(RunConfig) if isinstance(hints[f.name], type) and is_dataclass(hints[f.name])}
+
+
+def load_config(path: Path, **overrides: Any) -> RunConfig:
+    """Read a TOML config; overrides replace top-level settings. Raises ConfigError with the dotted field names."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no config at {path}. Name a TOML file, for instance one of {PRESETS}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}. Mend that line.") from None
+    return config_from_dict({**data, **{k: v for k, v in overrides.items() if v is not None}})
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the trainer: demo, paper-7b, ..."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_preset(name: str) -> RunConfig:
+    """A preset by name. Raises ConfigError for an unknown one."""
+    if name not in preset_names():
+        raise ConfigError(f"There is no preset {name!r}. Choose one of: {', '.join(preset_names())}.")
+    return load_config(PRESETS / f"{name}.toml")
+
+
+def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
+    """Build and check a config from plain data. Raises ConfigError naming every refused field at once."""
+    wrong: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    known = sections()
+    for name, value in data.items():
+        if name == "endpoints":
+            values[name] = {
+                endpoint: _build(EndpointConfig, settings, f"endpoints.{endpoint}", wrong)
+                for endpoint, settings in _table(value, name, wrong).items()
+            }
+        elif name in known:
+            values[name] = _build(known[name], _table(value, name, wrong), name, wrong, base=_ROLE_DEFAULTS.get(name))
+        else:
+            values[name] = value
+    config = _build(RunConfig, values, "", wrong)
+    if not wrong:
+        _check_whole(config, wrong)
+    if wrong:
+        listed = "; ".join(f"{name}: {text}" for name, text in wrong.items())
+        raise ConfigError(f"The config was refused. {listed}", fields=wrong)
+    return config
+
+
+_ROLE_DEFAULTS = {"teacher": _teacher(), "referee": _referee(), "generator": _generator()}
+
+
+def _table(value: Any, name: str, wrong: dict[str, str]) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    wrong[name] = "Must be a table of settings."
+    return {}
+
+
+def _build(config_class: type, values: Any, prefix: str, wrong: dict[str, str], *, base: Any = None) -> Any:
+    """An instance of config_class with each value checked; complaints go to `wrong` under their dotted names."""
+    hints = get_type_hints(config_class)
+    by_name = {f.name: f for f in fields(config_class)}
+    if not isinstance(values, Mapping):
+        wrong[prefix] = "Must be a table of settings."
+        values = {}
+    kept: dict[str, Any] = {k: v for k, v in asdict(base).items()} if base is not None else {}
+    for name, value in values.items():
+        dotted = f"{prefix}.{name}" if prefix else name
+        if name not in by_name:
+            wrong[dotted] = f"Unknown setting. Known here: {', '.join(by_name)}."
+        elif not by_name[name].metadata:
+            kept[name] = value
+        else:
+            try:
+                kept[name] = checked(by_name[name], hints[name], value)
+            except ValueError as error:
+                wrong[dotted] = str(error)
+    return config_class(**kept)
+
+
+def checked(spec: Field[Any], kind: Any, value: Any) -> Any:
+    """The value in its type and within its range. Raises ValueError with a sentence a form can show."""
+    value = _typed(kind, value)
+    low, high, choices = spec.metadata["low"], spec.metadata["high"], spec.metadata["choices"]
+    if isinstance(value, tuple):
+        unknown = [item for item in value if item not in choices]
+        if unknown:
+            raise ValueError(f"Unknown: {', '.join(unknown)}. Choose from: {', '.join(choices)}.")
+    elif choices and value not in choices:
+        raise ValueError(f"{value!r} is not one of: {', '.join(choices)}.")
+    if low is not None and not low <= value:
+        raise ValueError(f"{value:g} is too small: the least is {low:g}.")
+    if high is not None and not value <= high:
+        raise ValueError(f"{value:g} is too large: the most is {high:g}.")
+    return value
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{value!r} is not true or false.")
+        return value
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value != int(value):
+            raise ValueError(f"{value!r} is not a whole number.")
+        return int(value)
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise ValueError(f"{value!r} is not a number.")
+        return float(value)
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not a text.")
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{value!r} is not a list of names.")
+    return tuple(value)
+
+
+def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
+    """What no single setting can know: that roles name endpoints, that batches divide."""
+    for role in ("teacher", "referee", "generator"):
+        name = getattr(config, role).endpoint
+        if name not in config.endpoints:
+            wrong[f"{role}.endpoint"] = f"There is no endpoint {name!r}. Known: {', '.join(config.endpoints) or 'none'}."
+    batch, device = config.imitation.batch_size, config.imitation.device_batch_size
+    if batch % device:
+        wrong["imitation.device_batch_size"] = f"{batch} is not a multiple of {device}: gradient accumulation needs whole batches."
+    if config.student.scratch_width % config.student.scratch_heads:
+        wrong["student.scratch_heads"] = f"The width {config.student.scratch_width} is not a multiple of {config.student.scratch_heads}."

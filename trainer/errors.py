@@ -1,0 +1,40 @@
+"""Errors, sorted by who can act on them. Each text says what happened, with the value, and what to do."""
+
+
+class TrainerError(Exception):
+    """Anything the loop reports to a person; its text is meant to be shown as it is."""
+
+
+class ConfigError(TrainerError):
+    """Whoever set up the run has to change something: a field, a file, a key.
+
+    `fields` maps the dotted name of each refused setting to what is wrong with it, so that a form can say so in place.
+    """
+
+    def __init__(self, message: str, *, fields: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.fields = fields or {}
+
+
+class TeacherUnavailable(TrainerError):
+    """The endpoint could not be reached or kept failing: the same stage can go on later, nothing is lost."""
+
+
+class ResponseFormatError(TrainerError):
+    """A model answered something that cannot be used: ask again, then quarantine the item and count it."""
+
+
+class OutOfMemory(TrainerError):
+    """The model, batch or length does not fit: the text says which smaller value to try."""
+
+
+class NoSpace(TrainerError):
+    """A disk is too full for what must be written there: nothing half written is left behind."""
+
+
+class Cancelled(TrainerError):
+    """Somebody asked for a stop; not a failure."""
+
+
+class ChildDied(TrainerError):
+    """The process that held the model ended without a word (killed, out of host memory): the work starts again from its last save."""

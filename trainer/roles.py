@@ -1,0 +1,75 @@
+"""The roles of the loop as Protocols: real ones call an endpoint or a model, tests pass fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from trainer.records import BenchmarkAnswer, BenchmarkItem, Candidate, Completion, Example, Instruction, Judgement, Metric, Order, Response
+
+T = TypeVar("T")
+
+Keep = Callable[[T], Awaitable[None]]
+"""Makes a record durable; the stage counts an item as done only when this returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """A student's saved weights: where, after which step, with which first and last loss."""
+
+    path: Path
+    step: int
+    first_loss: float
+    last_loss: float
+
+
+class Teacher(Protocol):
+    async def respond(self, instruction: Instruction) -> Response:
+        """Answer an instruction; a Response with a `failure` when no usable answer came after all asks.
+
+        Raises TeacherUnavailable where the endpoint is down, ConfigError where it refuses us.
+        """
+        ...
+
+
+class Referee(Protocol):
+    async def judge(self, instruction: Instruction, *, teacher: Response, student: Response, order: Order) -> Judgement:
+        """Score both responses, read in this order; scores are 1..10 or None with a `failure`."""
+        ...
+
+
+class Generator(Protocol):
+    async def create(self, parent: Instruction, *, easy: bool, sample: int) -> Completion | None:
+        """A new instruction after the parent (rarer of the same domain when easy), or None when no answer came."""
+        ...
+
+
+class Student(Protocol):
+    """An open model that can be tuned and asked. Synchronous: it is the one that keeps a device busy."""
+
+    def imitate(self, examples: Sequence[Example], *, iteration: int, on_metric: Callable[[Metric], None]) -> CheckpointInfo:
+        """Tune on the examples and save a checkpoint. Raises OutOfMemory, NoSpace, Cancelled."""
+        ...
+
+    def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:
+        """Answer each instruction not in `done`, whole batches at a time, so that a resume gives the same texts."""
+        ...
+
+    def answer(self, items: Sequence[BenchmarkItem], *, keep: Callable[[list[tuple[BenchmarkItem, str]]], None]) -> None:
+        """Answer benchmark items greedily."""
+        ...
+
+
+class CompletionStore(Protocol):
+    """Where paid answers are kept, by their content address."""
+
+    async def find(self, key: str) -> Completion | None: ...
+
+    async def add(self, completion: Completion) -> None:
+        """Durable when it returns. Adding a key that is there already changes nothing."""
+        ...
+
+
+__all__ = ["BenchmarkAnswer", "Candidate", "CheckpointInfo", "CompletionStore", "Generator", "Keep", "Referee", "Student", "Teacher"]
