@@ -1,0 +1,35 @@
+"""The teacher: answers instructions through an endpoint."""
+
+from __future__ import annotations
+
+from trainer.completions import Endpoint
+from trainer.config import RoleConfig
+from trainer.errors import ResponseFormatError
+from trainer.prompts import teacher_messages
+from trainer.records import Instruction, Response
+
+
+class EndpointTeacher:
+    """Asks again, with another sample number, when a reply is empty or cut off; then gives a Response with the failure."""
+
+    def __init__(self, endpoint: Endpoint, config: RoleConfig) -> None:
+        self._endpoint = endpoint
+        self._config = config
+
+    async def respond(self, instruction: Instruction) -> Response:
+        messages = teacher_messages(instruction)
+        failure = ""
+        for sample in range(self._config.asks):
+            try:
+                completion = await self._endpoint.complete(messages, self._config, sample=sample)
+            except ResponseFormatError as error:
+                failure = str(error)
+                continue
+            text = completion.text.strip()
+            if completion.finish_reason == "length":
+                failure = f"The reply was cut off at {completion.completion_tokens} tokens."
+            elif not text:
+                failure = "The reply was empty."
+            else:
+                return Response(instruction=instruction.key, text=text, tokens=completion.completion_tokens, completion=completion.key)
+        return Response(instruction=instruction.key, text="", failure=failure)
