@@ -11,16 +11,16 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import httpx
+import openai
+from openai.types.chat import ChatCompletion
 
 from trainer.config import EndpointConfig, RoleConfig
 from trainer.errors import ConfigError, ResponseFormatError, TeacherUnavailable
 from trainer.records import Completion
 from trainer.roles import CompletionStore
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-    from openai.types.chat import ChatCompletion
 
 FAILURES_IN_A_ROW = 20
 """So many refused calls without one good answer, and it is the endpoint that is at fault, not the items."""
@@ -47,14 +47,11 @@ class Endpoint:
         self._slots = asyncio.Semaphore(config.max_at_once)
         self._under_way: dict[str, asyncio.Task[Completion]] = {}
         self._failures_in_a_row = 0
-        self._client: AsyncOpenAI | None = None
+        self._client: openai.AsyncOpenAI | None = None
 
     async def __aenter__(self) -> Endpoint:
-        import httpx
-        from openai import AsyncOpenAI
-
         most = self.config.max_at_once
-        self._client = AsyncOpenAI(
+        self._client = openai.AsyncOpenAI(
             base_url=self.config.base_url,
             api_key=self._key,
             timeout=self.config.timeout_s,
@@ -117,7 +114,7 @@ class Endpoint:
         except ResponseFormatError as error:
             self._count_failure(error)
             raise
-        except Exception as error:
+        except (openai.OpenAIError, json.JSONDecodeError) as error:
             problem = _explain(self.name, self.config, error)
             if isinstance(problem, ResponseFormatError):
                 self._count_failure(problem)
@@ -168,8 +165,6 @@ def _api_key(name: str, config: EndpointConfig, environ: Mapping[str, str]) -> s
 
 def _explain(name: str, config: EndpointConfig, error: Exception) -> Exception:
     """What went wrong with a call, sorted by who can act; an error that is none of the API's is given back as it is."""
-    import openai
-
     where = f"Endpoint {name!r} ({config.base_url})"
     if isinstance(error, openai.APITimeoutError):
         return TeacherUnavailable(f"{where} did not answer within {config.timeout_s:g} s. Resume when it does, or raise its timeout.")

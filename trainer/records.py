@@ -35,7 +35,6 @@ class Fate(StrEnum):
 
     ACCEPTED = "accepted"
     TOO_SIMILAR = "too_similar"
-    DUPLICATE = "duplicate"
     EMPTY = "empty"
     TOO_SHORT = "too_short"
     CUT_OFF = "cut_off"

@@ -1,0 +1,192 @@
+"""Generation: new hard and easy instructions from random parents, kept only where they differ enough from all known.
+
+The same seed gives the same pools, whatever the order in which replies come: attempt n of an origin has a parent and a sample
+number of its own, drawn from the seed, and attempts are decided in order. Each wave asks for exactly as many attempts as are
+still missing, so nothing is paid for that is not needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import string
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from trainer.config import LoopConfig
+from trainer.pools import wanted
+from trainer.records import Candidate, Completion, Fate, Instruction, Label, Origin, Verdict
+from trainer.roles import Generator
+from trainer.seeds import derive_seed, stream
+from trainer.similarity import SimilarityIndex, tokenize
+
+MARKERS = ("given instruction", "created instruction", "#given", "#created")
+CODE_LEAST_WORDS = 4
+NO_PARENT = "There is no {origin} parent to start from."
+
+
+@dataclass
+class Outcome:
+    """What a generation stage made, and for each origin why it fell short, if it did."""
+
+    accepted: list[Instruction] = field(default_factory=list)
+    shortfall: dict[Origin, str] = field(default_factory=dict)
+
+
+def parents_for(pool: Sequence[Instruction], verdicts: Mapping[str, Verdict], *, config: LoopConfig) -> dict[Origin, list[Instruction]]:
+    """The parents each origin draws from, in the order of the pool: by verdict, or any (METHOD 1 and its ablations)."""
+    if config.parents != "by_verdict":
+        return {origin: list(pool) for origin in wanted(config)}
+
+    def labelled(label: Label) -> list[Instruction]:
+        return [i for i in pool if i.key in verdicts and verdicts[i.key].label is label]
+
+    return {Origin.HARD: labelled(Label.HARD), Origin.EASY: labelled(Label.EASY)}
+
+
+async def generate(
+    parents: Mapping[Origin, Sequence[Instruction]],
+    *,
+    generator: Generator,
+    known: SimilarityIndex,
+    config: LoopConfig,
+    seed: int,
+    iteration: int,
+    keep: Callable[[Candidate, Instruction | None], Awaitable[None]],
+    earlier: Sequence[Candidate] = (),
+) -> Outcome:
+    """Make the new instructions of an iteration; `known` grows by what is accepted.
+
+    earlier: candidates kept before a crash; they are taken as they are and not asked for again.
+    """
+    stage = _Stage(parents=parents, generator=generator, seed=seed, iteration=iteration, earlier={(c.origin, c.attempt): c for c in earlier})
+    outcome = Outcome()
+    missing = {origin: count for origin, count in wanted(config).items() if count}
+    caps = {origin: round(count * config.attempts_per_new) for origin, count in missing.items()}
+    attempts: Counter[Origin] = Counter()
+    fates: Counter[tuple[Origin, Fate]] = Counter()
+    for origin in [origin for origin in missing if not parents.get(origin)]:
+        outcome.shortfall[origin] = NO_PARENT.format(origin=origin)
+        del missing[origin]
+    while missing:
+        wave = [(attempts[o] + n, o) for o, count in missing.items() for n in range(min(count, caps[o] - attempts[o]))]
+        async for candidate in stage.ask(sorted(wave, key=lambda slot: (slot[0], slot[1] != Origin.HARD))):
+            decided, instruction = _decide(candidate, known=known, config=config, iteration=iteration, kinds=stage.kinds)
+            await keep(decided, instruction)
+            attempts[decided.origin] += 1
+            fates[decided.origin, decided.fate] += 1
+            if instruction is not None:
+                known.add(instruction.key, instruction.prompt)
+                outcome.accepted.append(instruction)
+                missing[decided.origin] -= 1
+        for origin in [o for o, count in missing.items() if count == 0 or attempts[o] >= caps[o]]:
+            if missing.pop(origin):
+                outcome.shortfall[origin] = _why(origin, attempts[origin], fates)
+    return outcome
+
+
+def _why(origin: Origin, attempts: int, fates: Mapping[tuple[Origin, Fate], int]) -> str:
+    counted = ", ".join(f"{fate} {n}" for (of, fate), n in sorted(fates.items()) if of == origin)
+    return f"Ended after {attempts} attempts at {origin} instructions, the most allowed: {counted}."
+
+
+@dataclass
+class _Stage:
+    """Asks for candidates and gives them back in the order asked."""
+
+    parents: Mapping[Origin, Sequence[Instruction]]
+    generator: Generator
+    seed: int
+    iteration: int
+    earlier: Mapping[tuple[Origin, int], Candidate]
+
+    def parent(self, origin: Origin, attempt: int) -> Instruction:
+        return stream(self.seed, "parent", self.iteration, origin, attempt).choice(self.parents[origin])
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(parent.kind for parents in self.parents.values() for parent in parents)
+
+    async def ask(self, slots: Sequence[tuple[int, Origin]]) -> AsyncIterator[Candidate]:
+        tasks = [asyncio.create_task(self._candidate(origin, attempt)) for attempt, origin in slots]
+        try:
+            for task in tasks:
+                yield await task
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _candidate(self, origin: Origin, attempt: int) -> Candidate:
+        if (origin, attempt) in self.earlier:
+            return self.earlier[origin, attempt]
+        parent = self.parent(origin, attempt)
+        sample = derive_seed(self.seed, "sample", self.iteration, origin, attempt)
+        completion = await self.generator.create(parent, easy=origin is Origin.EASY, sample=sample)
+        return Candidate(
+            key=f"i{self.iteration}-{origin}-{attempt:06d}",
+            origin=origin,
+            attempt=attempt,
+            parent=parent.key,
+            text=completion.text.strip() if completion else "",
+            fate=_first_fate(completion),
+            completion=completion.key if completion else "",
+        )
+
+
+def _first_fate(completion: Completion | None) -> Fate:
+    if completion is None:
+        return Fate.NO_REPLY
+    return Fate.CUT_OFF if completion.finish_reason == "length" else Fate.ACCEPTED
+
+
+def _decide(
+    candidate: Candidate, *, known: SimilarityIndex, config: LoopConfig, iteration: int, kinds: Set[str]
+) -> tuple[Candidate, Instruction | None]:
+    """The candidate with its fate, and the instruction it becomes where it is accepted."""
+    fate = candidate.fate if candidate.fate in (Fate.NO_REPLY, Fate.CUT_OFF) else text_fate(candidate.text, config=config)
+    nearest, similarity = "", None
+    if fate is Fate.ACCEPTED and (found := known.nearest(candidate.text)) is not None:
+        nearest, similarity = found
+        fate = similarity_fate(similarity, config=config)
+    decided = replace(candidate, fate=fate, nearest=nearest, similarity=similarity)
+    if fate is not Fate.ACCEPTED:
+        return decided, None
+    return decided, Instruction(
+        key=candidate.key,
+        text=candidate.text,
+        origin=candidate.origin,
+        iteration=iteration,
+        parent=candidate.parent,
+        kind=named_kind(candidate.text, kinds),
+    )
+
+
+def text_fate(text: str, *, config: LoopConfig) -> Fate:
+    """Whether a text may be an instruction at all; with the rules of the authors' code where the config says so (METHOD 1, item 3)."""
+    if not tokenize(text):
+        return Fate.EMPTY
+    lowered = text.casefold()
+    if any(marker in lowered for marker in MARKERS):
+        return Fate.MARKER_WORDS
+    if config.candidate_rules == "code":
+        if len(text.split()) < CODE_LEAST_WORDS:
+            return Fate.TOO_SHORT
+        if "instruction" in lowered:
+            return Fate.MARKER_WORDS
+        if text[0] in string.punctuation or not text[0].isascii():
+            return Fate.BAD_START
+    return Fate.ACCEPTED
+
+
+def similarity_fate(similarity: float, *, config: LoopConfig) -> Fate:
+    """The paper keeps what is below the limit, the authors' code what is at most the limit."""
+    kept = similarity < config.similarity if config.similarity_rule == "below" else similarity <= config.similarity
+    return Fate.ACCEPTED if kept else Fate.TOO_SIMILAR
+
+
+def named_kind(text: str, kinds: Set[str]) -> str:
+    """The kind a new instruction names before its first colon, where it is one of the parents' kinds; else none."""
+    name = text.partition(":")[0].strip()
+    return name if name in kinds else ""

@@ -1,0 +1,257 @@
+"""START HERE: adversarial distillation as the Lion paper tells it (arXiv 2305.12870).
+
+    iteration 0     imitate the teacher on the seed pool
+    iteration k     discriminate: the referee scores teacher and student on the whole cache pool, in both orders
+                    generate:     new hard and easy instructions from hard and easy parents
+                    imitate:      tune the student on the teacher's responses to the new instructions
+    after each      evaluate the checkpoint on the benchmarks
+
+Departures from the paper, each a setting or named here:
+1. Every answer is kept and none is paid for twice; the teacher's responses are reused when the cache pool is judged again.
+2. Replies that cannot be read are asked for again, then quarantined: they are never averaged in, never silently easy.
+3. Hard and easy instructions of one iteration are compared with each other too (the authors' code runs them apart).
+4. Attempts at new instructions are capped; the paper asks until it has enough.
+
+A stage is made of steps, and each step belongs to one queue: `teacher` calls endpoints, `gpu` needs the student. A step is a
+function of the book (what is done, where results go) and the roles; the command line runs the steps in a row, the web one job
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.batching import for_each
+from trainer.benchmarks import get_benchmark
+from trainer.book import Book
+from trainer.config import RunConfig
+from trainer.discrimination import Case, judge_all
+from trainer.errors import ConfigError
+from trainer.generation import Outcome, generate, parents_for
+from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction
+from trainer.roles import Generator, Referee, Student, Teacher
+from trainer.similarity import SimilarityIndex
+
+
+class Stage(StrEnum):
+    """The four stages, in the words of the glossary."""
+
+    IMITATION = "imitation"
+    EVALUATION = "evaluation"
+    DISCRIMINATION = "discrimination"
+    GENERATION = "generation"
+
+
+class Step(StrEnum):
+    """What one worker does in one go."""
+
+    TEACHER_RESPONSES = "teacher_responses"
+    TUNING = "tuning"
+    BENCHMARKS = "benchmarks"
+    STUDENT_RESPONSES = "student_responses"
+    JUDGEMENTS = "judgements"
+    CANDIDATES = "candidates"
+
+
+STEPS: dict[Stage, tuple[Step, ...]] = {
+    Stage.DISCRIMINATION: (Step.STUDENT_RESPONSES, Step.JUDGEMENTS),
+    Stage.GENERATION: (Step.CANDIDATES,),
+    Stage.IMITATION: (Step.TEACHER_RESPONSES, Step.TUNING),
+    Stage.EVALUATION: (Step.BENCHMARKS,),
+}
+
+GPU_STEPS = frozenset({Step.TUNING, Step.BENCHMARKS, Step.STUDENT_RESPONSES})
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step of one iteration."""
+
+    iteration: int
+    stage: Stage
+    step: Step
+
+
+def plan(config: RunConfig) -> Iterator[Planned]:
+    """Every step of a run, in the order of the paper."""
+    for iteration in range(config.loop.iterations + 1):
+        stages = [Stage.IMITATION] if iteration == 0 else [Stage.DISCRIMINATION, Stage.GENERATION, Stage.IMITATION]
+        if config.evaluation.benchmarks:
+            stages.append(Stage.EVALUATION)
+        for stage in stages:
+            yield from (Planned(iteration, stage, step) for step in STEPS[stage])
+
+
+class Roles(Protocol):
+    """The roles that answer through endpoints."""
+
+    teacher: Teacher
+    referee: Referee
+    generator: Generator
+
+
+class Desk(Protocol):
+    """What a step works with beside the book: the roles, the student, and a way to run asynchronous work that can be cancelled."""
+
+    def roles(self) -> AbstractAsyncContextManager[Roles]: ...
+
+    def student(self, *, iteration: int, start: Path | None) -> Student: ...
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None: ...
+
+    def note(self, text: str) -> None:
+        """Something a person should know about how the step ended."""
+        ...
+
+
+def distil(book: Book, desk: Desk, config: RunConfig, *, before: Callable[[Planned], None] = lambda planned: None) -> None:
+    """The whole loop in a row. Steps that are done find nothing to do, so it may be stopped and started at will."""
+    for planned in plan(config):
+        before(planned)
+        run_step(planned, book, desk, config)
+
+
+def run_step(planned: Planned, book: Book, desk: Desk, config: RunConfig) -> None:
+    """One step of one iteration, from what the book says is still missing."""
+    WORK[planned.step](book, desk, config, planned.iteration)
+
+
+def answer_train_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
+    """Imitation, first half: the teacher answers the train pool."""
+    answered = book.teacher_responses()
+    todo = [i for i in book.train_pool(iteration) if i.key not in answered]
+
+    async def work() -> None:
+        async with desk.roles() as roles:
+
+            async def answer(instruction: Instruction) -> None:
+                await book.keep_teacher_response(await roles.teacher.respond(instruction))
+
+            await for_each(todo, answer, at_once=_at_once(config, "teacher"))
+
+    if todo:
+        desk.run(work())
+
+
+def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
+    """Imitation, second half: the student is tuned on the teacher's responses; what the teacher could not answer is left out."""
+    if book.checkpoint(iteration) is not None:
+        return
+    responses = book.teacher_responses()
+    pool = book.train_pool(iteration)
+    examples = [Example(instruction=i, response=responses[i.key].text) for i in pool if i.key in responses and not responses[i.key].failure]
+    if not examples:
+        raise ConfigError(f"The train pool of iteration {iteration} has no answered instruction, so there is nothing to imitate. See the quarantined ones.")
+    if len(examples) < len(pool):
+        desk.note(f"{len(pool) - len(examples)} of {len(pool)} instructions have no usable teacher response and are left out.")
+    start = book.checkpoint(iteration - 1) if iteration and config.loop.student_start == "last" else None
+    student = desk.student(iteration=iteration, start=start)
+    book.keep_checkpoint(iteration, student.imitate(examples, iteration=iteration, on_metric=lambda metric: book.keep_metric(iteration, metric)))
+
+
+def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
+    """Discrimination, first half: the student of the iteration before answers the cache pool."""
+    pool = book.cache_pool(iteration)
+    done = frozenset(book.student_responses(iteration))
+    if any(i.key not in done for i in pool):
+        student = desk.student(iteration=iteration, start=_checkpoint(book, iteration - 1))
+        student.respond(pool, done=done, keep=lambda responses: book.keep_student_responses(iteration, responses))
+
+
+def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
+    """Discrimination, second half: the referee scores both responses in both orders, and d >= tau is hard."""
+    teacher, student, judged = book.teacher_responses(), book.student_responses(iteration), book.verdicts(iteration)
+    cases = [Case(i, teacher.get(i.key), student.get(i.key)) for i in book.cache_pool(iteration) if i.key not in judged]
+
+    async def work() -> None:
+        async with desk.roles() as roles:
+            await judge_all(
+                cases,
+                referee=roles.referee,
+                tau=config.loop.tau,
+                keep=lambda verdict, judgements: book.keep_verdict(iteration, verdict, judgements),
+                at_once=_at_once(config, "referee"),
+            )
+
+    if cases:
+        desk.run(work())
+
+
+def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
+    """Generation: hard parents give hard instructions, easy parents rarer ones; near-copies of known ones are rejected."""
+    pool = book.cache_pool(iteration)
+    earlier = book.candidates(iteration)
+    parents = parents_for(pool, book.verdicts(iteration), config=config.loop)
+    known = SimilarityIndex()
+    known.extend((i.key, i.prompt) for i in pool)
+    outcome = Outcome()
+
+    async def work() -> None:
+        nonlocal outcome
+        async with desk.roles() as roles:
+            outcome = await generate(
+                parents,
+                generator=roles.generator,
+                known=known,
+                config=config.loop,
+                seed=config.seed,
+                iteration=iteration,
+                earlier=earlier,
+                keep=lambda candidate, accepted: book.keep_candidate(iteration, candidate, accepted),
+            )
+
+    desk.run(work())
+    for text in outcome.shortfall.values():
+        desk.note(text)
+    if not outcome.accepted:
+        raise ConfigError(f"No new instruction was accepted in iteration {iteration}. {' '.join(outcome.shortfall.values())}")
+
+
+def evaluate(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
+    """The checkpoint answers each benchmark's items, greedily; every answer is kept, then the scores."""
+    for name in config.evaluation.benchmarks:
+        benchmark = get_benchmark(name)
+        done = book.answered_items(iteration, name)
+        items = benchmark.items()
+
+        def keep(replies: list[tuple[BenchmarkItem, str]], name: str = name) -> None:
+            scored = get_benchmark(name).correct
+            answers = [
+                BenchmarkAnswer(item=item.key, task=item.task, prompt=item.prompt, gold=item.gold, reply=reply, correct=scored(item, reply))
+                for item, reply in replies
+                if item.key not in done
+            ]
+            book.keep_answers(iteration, name, answers)
+
+        if any(item.key not in done for item in items):
+            desk.student(iteration=iteration, start=_checkpoint(book, iteration)).answer(items, keep=keep)
+        book.keep_scores(iteration, name)
+
+
+WORK: dict[Step, Callable[[Book, Desk, RunConfig, int], None]] = {
+    Step.TEACHER_RESPONSES: answer_train_pool,
+    Step.TUNING: tune,
+    Step.STUDENT_RESPONSES: answer_cache_pool,
+    Step.JUDGEMENTS: judge_cache_pool,
+    Step.CANDIDATES: write_new_instructions,
+    Step.BENCHMARKS: evaluate,
+}
+
+
+def _checkpoint(book: Book, iteration: int) -> Path:
+    path = book.checkpoint(iteration)
+    if path is None:
+        raise ConfigError(f"The checkpoint of iteration {iteration} is not there. Run its imitation again.")
+    return path
+
+
+def _at_once(config: RunConfig, role: str) -> int:
+    """Items under way at once: two for every call the endpoint takes, so that writing never keeps a slot empty."""
+    return 2 * config.endpoints[getattr(config, role).endpoint].max_at_once
+
+
