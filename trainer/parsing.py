@@ -1,0 +1,178 @@
+"""Read the two scores out of a referee's reply, however it dressed them; never guess one.
+
+The last pair of score lines counts, as the evidence may quote scores of its own. A reply whose scores are missing, cut off,
+out of range or at odds with each other raises ResponseFormatError: it is asked again, then quarantined.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from trainer.errors import ResponseFormatError
+
+LOWEST, HIGHEST = 1.0, 10.0
+
+_DRESS = r"[\s*_`~#>|\"'()\[\]{}\u2022\u00b7-]*"
+_MARKUP = r"[\s*_`~|\"'()\[\]{}<>]*"
+_WHO = r"(?:the\s+)?assistant\s*#?\s*(?P<{name}>[12])(?!\d)(?:\s*'s)?"
+_LABELLED = r"(?:(?:final|overall|total)\s+)*(?:score|rating)\s+(?:of|for)\s+" + _WHO.format(name="after")
+_NAMED = _WHO.format(name="before") + r"\s+(?:(?:final|overall|total)\s+)*(?:score|rating)"
+_ASIDE = r"(?:\s*\([^():=]{0,60}\))?"
+_SCORED = re.compile(rf"(?:\b{_LABELLED}|\b{_NAMED}){_ASIDE}{_DRESS}[:=]{_MARKUP}", re.IGNORECASE)
+_BARE = re.compile(rf"\b{_WHO.format(name='after')}{_ASIDE}{_DRESS}[:=]{_MARKUP}", re.IGNORECASE)
+
+_NUMBER = re.compile(r"(?P<sign>-)?(?P<number>\d+(?:[.,]\d+)?)(?P<rest>.*)", re.DOTALL)
+_SCALE = re.compile(rf"{_MARKUP}(?:/|out\s+of\b){_MARKUP}(?P<scale>\d+(?:[.,]\d+)?)?", re.IGNORECASE)
+_SECOND_NUMBER = re.compile(r"[\s*_`]*(?:[-~,/.:+]|\bto\b|\bor\b|\band\b)?[\s*_`]*\d", re.IGNORECASE)
+_UNIT = re.compile(rf"{_MARKUP}(?:points?\b|pts?\b)?[\s*_`~|\"'()\[\]{{}}<>.,;!-]*", re.IGNORECASE)
+_EVIDENCE = re.compile(rf"\A{_DRESS}(?:evaluation\s+)?evidence{_DRESS}:[\s*_`]*", re.IGNORECASE)
+_ONLY_DRESS = re.compile(rf"{_DRESS}\Z")
+_STUMP = re.compile(r"\A(?:(?:final|overall)\s+)?score(?:\s+(?:of|for)(?:\s+the)?(?:\s+a\w*(?:\s*#?\s*[12])?)?)?\Z", re.IGNORECASE)
+
+_FOLDED = str.maketrans(
+    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2010": "-", "\u2011": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-"}
+    | {"\u066b": ".", "\u2044": "/", "\ua789": ":", "\u2236": ":"}
+)
+"""Typographic quotes and dashes, the Arabic decimal point, the fraction slash and look-alike colons as their ASCII selves."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a referee gave the response it read first and the one it read second, 1..10, and why."""
+
+    first: float
+    second: float
+    evidence: str
+
+
+@dataclass(frozen=True)
+class _Mention:
+    """One score line: its place in the reply, whose score it is (1 or 2), and what stands after the label."""
+
+    line: int
+    who: int
+    value: str
+    labelled: bool
+
+
+def parse_scores(reply: str) -> Scores:
+    """The scores of the last pair of score lines, and the evidence before them (or after, where none stands before).
+
+    Raises ResponseFormatError, with a sentence on what was wrong, where there is no such pair to trust.
+    """
+    lines = reply.splitlines()
+    _refuse_unfinished(reply, lines)
+    mentions = _mentions(lines)
+    pair = _last_pair(mentions, lines)
+    first, second = (_agreed(who, [mention for mention in pair if mention.who == who]) for who in (1, 2))
+    before, after = "\n".join(lines[: pair[0].line]).strip(), "\n".join(lines[pair[-1].line + 1 :]).strip()
+    return Scores(first, second, _EVIDENCE.sub("", before or after).strip())
+
+
+def _refuse_unfinished(reply: str, lines: list[str]) -> None:
+    """A reply that stops inside its thoughts or inside a score's label was cut off."""
+    if not reply.strip():
+        raise ResponseFormatError("The referee's reply is empty.")
+    if reply.lstrip().startswith("<think>") and "</think>" not in reply:
+        raise ResponseFormatError("The referee's reply ends inside its thoughts: it was cut off before the scores.")
+    last = next(line for line in reversed(lines) if line.strip())
+    if _STUMP.match(_plain(last).strip(" *_`#>-\t")):
+        raise ResponseFormatError(f"The referee's reply ends inside a score line: {last.strip()!r}.")
+
+
+def _mentions(lines: list[str]) -> list[_Mention]:
+    """The score lines in order. Lines that say 'score' are preferred to bare 'Assistant 1: 8' ones."""
+    found = [mention for number, line in enumerate(lines) for mention in _in_line(number, _plain(line))]
+    labelled = [mention for mention in found if mention.labelled]
+    return labelled or found
+
+
+def _in_line(number: int, line: str) -> Iterator[_Mention]:
+    """The score of a line that begins with a score's label; both of them where both stand on that line."""
+    start = re.match(_DRESS, line)
+    offset = start.end() if start else 0
+    labelled = bool(_SCORED.match(line, offset))
+    pattern = _SCORED if labelled else _BARE
+    if not pattern.match(line, offset):
+        return
+    labels = list(pattern.finditer(line, offset))
+    for label, following in zip(labels, [*labels[1:], None], strict=True):
+        groups = label.groupdict()
+        value = line[label.end() : following.start() if following else None]
+        if labelled or _is_only_a_number(value):
+            yield _Mention(number, int(groups["after"] or groups.get("before") or 0), value, labelled)
+
+
+def _last_pair(mentions: list[_Mention], lines: list[str]) -> list[_Mention]:
+    """The score lines that count: the last block of them that tells of both assistants.
+
+    A block is a run of score lines with nothing but blank lines or markup between; where the last one tells of one assistant
+    only, the block before it is taken in, and so on.
+    """
+    taken: list[_Mention] = []
+    for mention in reversed(mentions):
+        if {item.who for item in taken} == {1, 2} and not _adjoin(mention.line, taken[0].line, lines):
+            break
+        taken.insert(0, mention)
+    missing = {1, 2} - {mention.who for mention in taken}
+    if missing:
+        raise ResponseFormatError(f"The referee's reply has no score for assistant {' and '.join(map(str, sorted(missing)))}.")
+    return taken
+
+
+def _adjoin(above: int, below: int, lines: list[str]) -> bool:
+    return all(_ONLY_DRESS.match(line) for line in lines[above + 1 : below])
+
+
+def _agreed(who: int, mentions: list[_Mention]) -> float:
+    values = [_score(who, mention.value) for mention in mentions]
+    if len(set(values)) > 1:
+        told = ", ".join(f"{value:g}" for value in values)
+        raise ResponseFormatError(f"The referee's reply gives assistant {who} different scores: {told}.")
+    return values[0]
+
+
+def _score(who: int, text: str) -> float:
+    """The number at the head of `text`, on a scale of ten."""
+    shown = text.strip()[:60]
+    match = _NUMBER.match(text)
+    if not match:
+        said = f"is not a number: {shown!r}" if shown else "is missing: the line ends before it"
+        raise ResponseFormatError(f"The score of assistant {who} {said}.")
+    value = float(match["number"].replace(",", "."))
+    rest = match["rest"]
+    scale = _SCALE.match(rest)
+    if scale:
+        if scale["scale"] is None or float(scale["scale"].replace(",", ".")) != HIGHEST:
+            raise ResponseFormatError(f"The score of assistant {who} is not out of ten: {shown!r}.")
+        rest = rest[scale.end() :]
+    if _SECOND_NUMBER.match(rest) or rest.lstrip(" *_`").startswith("%"):
+        raise ResponseFormatError(f"The score of assistant {who} is not one number: {shown!r}.")
+    if match["sign"] or not LOWEST <= value <= HIGHEST:
+        raise ResponseFormatError(f"The score of assistant {who} is outside 1 to 10: {shown!r}.")
+    return value
+
+
+def _is_only_a_number(text: str) -> bool:
+    match = _NUMBER.match(text)
+    if not match:
+        return not text.strip()
+    rest = match["rest"]
+    scale = _SCALE.match(rest)
+    return bool(_UNIT.fullmatch(rest[scale.end() :] if scale else rest))
+
+
+def _plain(line: str) -> str:
+    """The line with full-width forms folded and every script's digits as 0-9."""
+    folded = unicodedata.normalize("NFKC", line).translate(_FOLDED)
+    if folded.isascii():
+        return folded
+    return "".join(_ascii_digit(character) for character in folded)
+
+
+def _ascii_digit(character: str) -> str:
+    value = unicodedata.digit(character, None)
+    return character if value is None else str(value)
