@@ -1,0 +1,41 @@
+import logging
+import signal
+import threading
+from argparse import ArgumentParser
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand
+from django.db import InterfaceError, OperationalError, close_old_connections
+from kombu.exceptions import OperationalError as BrokerError
+
+from experiments.services import jobs
+
+logger = logging.getLogger(__name__)
+
+
+class Command(BaseCommand):
+    help = "Looks for lost jobs every few seconds, for ever: a process of its own, so that no long job can hold it up"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--once", action="store_true", help="sweep once and end")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["once"]:
+            jobs.sweep()
+            return
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        sweep_until(stop, every_s=settings.LIONWEB_SWEEP_S)
+
+
+def sweep_until(stop: threading.Event, *, every_s: float) -> None:
+    """A database or broker that is away for a while is no reason to end: the next sweep finds what this one could not."""
+    while not stop.is_set():
+        close_old_connections()
+        try:
+            jobs.sweep()
+        except (OperationalError, InterfaceError, BrokerError) as error:
+            logger.warning("No sweep this time: %s", error)
+        stop.wait(every_s)

@@ -1,0 +1,37 @@
+"""Celery's messages in Postgres, the broker when no other is set (lionweb/broker_transport.py has the transport)."""
+
+from functools import cache
+
+from django.conf import settings
+from sqlalchemy import Engine, create_engine, inspect, text
+
+PREFIX = "sqla+"
+
+
+def create_tables() -> None:
+    """Makes the broker's tables before the first worker looks for them: several workers making them at once get in each other's way."""
+    from lionweb.celery import app
+
+    if settings.CELERY_BROKER_URL.startswith(PREFIX):
+        with app.connection_for_write() as connection:
+            connection.default_channel.queue_declare(queue=settings.CELERY_TASK_DEFAULT_QUEUE)
+
+
+def delete_delivered_messages() -> int:
+    """Deletes what the transport leaves behind, and says how many: it marks a delivered message as invisible and keeps it for ever.
+
+    Does nothing where another broker is set.
+    """
+    url = settings.CELERY_BROKER_URL
+    if not url.startswith(PREFIX):
+        return 0
+    engine = _engine(url.removeprefix(PREFIX))
+    if not inspect(engine).has_table("kombu_message"):
+        return 0
+    with engine.begin() as connection:
+        return connection.execute(text("DELETE FROM kombu_message WHERE NOT visible")).rowcount
+
+
+@cache
+def _engine(url: str) -> Engine:
+    return create_engine(url, pool_pre_ping=True, pool_size=1)
