@@ -1,0 +1,32 @@
+"""The tables, one noun a file."""
+
+from experiments.models.checkpoint import BenchmarkAnswer, BenchmarkScore, Checkpoint, Metric
+from experiments.models.completion import Completion
+from experiments.models.endpoint import Endpoint
+from experiments.models.experiment import Experiment
+from experiments.models.instruction import Candidate, Instruction
+from experiments.models.pool import SeedInstruction, SeedPool
+from experiments.models.run import Iteration, Job, Run, Stage
+from experiments.models.verdict import Judgement, Response, Role, Verdict
+
+__all__ = [
+    "BenchmarkAnswer",
+    "BenchmarkScore",
+    "Candidate",
+    "Checkpoint",
+    "Completion",
+    "Endpoint",
+    "Experiment",
+    "Instruction",
+    "Iteration",
+    "Job",
+    "Judgement",
+    "Metric",
+    "Response",
+    "Role",
+    "Run",
+    "SeedInstruction",
+    "SeedPool",
+    "Stage",
+    "Verdict",
+]

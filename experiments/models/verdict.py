@@ -1,0 +1,96 @@
+from django.db import models
+from django.db.models import Q
+
+from experiments.models.completion import Completion
+from experiments.models.instruction import Instruction
+from experiments.models.run import Iteration
+from trainer.records import Label, Order
+
+
+class Role(models.TextChoices):
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+class Response(models.Model):
+    """What a role's model said to an instruction: the teacher once in a run, the student in every iteration it is judged in."""
+
+    instruction = models.ForeignKey(Instruction, on_delete=models.CASCADE, related_name="responses")
+    iteration = models.ForeignKey(Iteration, on_delete=models.CASCADE, related_name="responses", help_text="teacher: the one it was first needed in; student: the one it is judged in")
+    role = models.CharField(max_length=10, choices=Role.choices)
+    text = models.TextField(blank=True)
+    failure = models.TextField(blank=True, help_text="why there is no usable text")
+    tokens = models.PositiveIntegerField(default=0)
+    completion = models.ForeignKey(Completion, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("id",)
+        constraints = [
+            models.UniqueConstraint(fields=["instruction"], condition=Q(role=Role.TEACHER), name="response_one_of_teacher"),
+            models.UniqueConstraint(fields=["instruction", "iteration"], condition=Q(role=Role.STUDENT), name="response_one_of_student"),
+        ]
+        indexes = [models.Index(fields=["iteration", "role"])]
+
+    def __str__(self) -> str:
+        return self.text or self.failure
+
+
+class Judgement(models.Model):
+    """One referee call: one order of the two responses, two scores and the evidence. Scores are both there, or a failure is."""
+
+    instruction = models.ForeignKey(Instruction, on_delete=models.CASCADE, related_name="judgements")
+    iteration = models.ForeignKey(Iteration, on_delete=models.CASCADE, related_name="judgements")
+    order = models.CharField(max_length=20, choices=[(o.value, o.value) for o in Order])
+    teacher_score = models.FloatField(null=True)
+    student_score = models.FloatField(null=True)
+    evidence = models.TextField(blank=True)
+    failure = models.TextField(blank=True)
+    completion = models.ForeignKey(Completion, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("id",)
+        constraints = [
+            models.UniqueConstraint(fields=["instruction", "iteration", "order"], name="judgement_order_unique"),
+            models.CheckConstraint(
+                condition=Q(teacher_score__isnull=True, student_score__isnull=True) & ~Q(failure="")
+                | Q(teacher_score__range=(1, 10), student_score__range=(1, 10), failure=""),
+                name="judgement_scores_or_failure",
+            ),
+        ]
+        indexes = [models.Index(fields=["iteration", "order"])]
+
+    def __str__(self) -> str:
+        return f"{self.order}: {self.teacher_score} / {self.student_score}"
+
+
+class Verdict(models.Model):
+    """The judgements of an instruction in an iteration together: hard, easy or quarantined, never a number made up."""
+
+    instruction = models.ForeignKey(Instruction, on_delete=models.CASCADE, related_name="verdicts")
+    iteration = models.ForeignKey(Iteration, on_delete=models.CASCADE, related_name="verdicts")
+    label = models.CharField(max_length=12, choices=[(label.value, label.value) for label in Label])
+    teacher_score = models.FloatField(null=True)
+    student_score = models.FloatField(null=True)
+    discrepancy = models.FloatField(null=True, help_text="mean teacher score minus mean student score")
+    inconsistent = models.BooleanField(default=False, help_text="the two orders disagree on the side of tau")
+    reason = models.TextField(blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("id",)
+        constraints = [
+            models.UniqueConstraint(fields=["instruction", "iteration"], name="verdict_unique"),
+            models.CheckConstraint(
+                condition=Q(label=Label.QUARANTINED.value, discrepancy__isnull=True, teacher_score__isnull=True, student_score__isnull=True)
+                & ~Q(reason="")
+                | ~Q(label=Label.QUARANTINED.value)
+                & Q(discrepancy__isnull=False, teacher_score__range=(1, 10), student_score__range=(1, 10)),
+                name="verdict_number_unless_quarantined",
+            ),
+        ]
+        indexes = [models.Index(fields=["iteration", "label"]), models.Index(fields=["iteration", "-discrepancy"])]
+
+    def __str__(self) -> str:
+        return self.label

@@ -1,0 +1,139 @@
+"""The questions asked of the tables. `move` is the one conditional UPDATE by which a job changes its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.db.models import Case, CharField, Count, Exists, F, IntegerField, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models.functions import Coalesce
+
+from experiments.models import BenchmarkScore, Candidate, Instruction, Iteration, Job, Metric, Response, Role, Run, Verdict
+from experiments.states import LIVE, MOVES, JobState, RunState
+from trainer.records import Fate, Label
+
+
+def move(job_id: int, to: str, *, held_by: str | None = None, **values: Any) -> bool:
+    """Move a job to a state, if MOVES allows it from where it is now and, where `held_by` is given, that worker still holds it.
+
+    True where this call moved it. Two callers can never both get True.
+    """
+    sources = [source for source, targets in MOVES.items() if to in targets]
+    jobs = Job.objects.filter(pk=job_id, state__in=sources)
+    if held_by is not None:
+        jobs = jobs.filter(worker=held_by)
+    return jobs.update(state=to, **values) == 1
+
+
+def _jobs_of_run() -> QuerySet[Job]:
+    return Job.objects.filter(stage__iteration__run=OuterRef("pk"))
+
+
+def latest_jobs() -> QuerySet[Job]:
+    """The latest job of each step."""
+    return Job.objects.order_by("stage", "step", "-id").distinct("stage", "step")
+
+
+def runs_with_state() -> QuerySet[Run]:
+    """Runs annotated with `state` and `finished_steps`, derived from their jobs."""
+    jobs = _jobs_of_run()
+    superseded = Job.objects.filter(stage=OuterRef("stage"), step=OuterRef("step"), pk__gt=OuterRef("pk"))
+    unresolved = jobs.filter(state__in=[JobState.FAILED, JobState.CRASHED]).filter(~Exists(superseded))
+    finished = jobs.filter(state=JobState.FINISHED).order_by().values("stage__iteration__run").annotate(n=Count("pk")).values("n")
+    stopping = Q(stop_requested_at__isnull=False)
+    live = Exists(jobs.filter(state__in=sorted(LIVE)))
+    return Run.objects.annotate(finished_steps=Coalesce(Subquery(finished, output_field=IntegerField()), 0)).annotate(
+        state=Case(
+            When(stopping & live, then=Value(RunState.STOPPING)),
+            When(Exists(jobs.filter(state=JobState.RUNNING)), then=Value(RunState.RUNNING)),
+            When(live & Exists(jobs.filter(started_at__isnull=False)), then=Value(RunState.RUNNING)),
+            When(live, then=Value(RunState.QUEUED)),
+            When(finished_steps=F("steps"), then=Value(RunState.FINISHED)),
+            When(Exists(unresolved), then=Value(RunState.FAILED)),
+            default=Value(RunState.STOPPED),
+            output_field=CharField(),
+        )
+    )
+
+
+def train_pool(run: Run, iteration: int, *, accumulate: bool) -> QuerySet[Instruction]:
+    """What the student is tuned on in an iteration, in order."""
+    made = {"iteration__number__lte": iteration} if accumulate else {"iteration__number": iteration}
+    return run.instructions.filter(**made).select_related("iteration", "parent").order_by("position")
+
+
+def cache_pool(run: Run, iteration: int) -> QuerySet[Instruction]:
+    """What the student is judged on in an iteration: everything made before it, in order."""
+    return run.instructions.filter(iteration__number__lt=iteration).select_related("iteration", "parent").order_by("position")
+
+
+def iterations_with_counts(run: Run) -> QuerySet[Iteration]:
+    """A run's iterations with what each page shows of them; judged = hard + easy + quarantined, always."""
+
+    def count(rows: QuerySet[Any]) -> Coalesce:
+        per_iteration = rows.filter(iteration=OuterRef("pk")).order_by().values("iteration").annotate(n=Count("pk")).values("n")
+        return Coalesce(Subquery(per_iteration, output_field=IntegerField()), 0)
+
+    candidates = Candidate.objects.all()
+    return run.iterations.annotate(
+        judged=count(Verdict.objects.all()),
+        hard=count(Verdict.objects.filter(label=Label.HARD)),
+        easy=count(Verdict.objects.filter(label=Label.EASY)),
+        quarantined=count(Verdict.objects.filter(label=Label.QUARANTINED)),
+        inconsistent=count(Verdict.objects.filter(inconsistent=True)),
+        made=count(Instruction.objects.all()),
+        candidates_asked=count(candidates),
+        accepted=count(candidates.filter(fate=Fate.ACCEPTED)),
+        new_hard=count(candidates.filter(fate=Fate.ACCEPTED, origin="hard")),
+        new_easy=count(candidates.filter(fate=Fate.ACCEPTED, origin="easy")),
+    ).order_by("number")
+
+
+def rejected_by_fate(run: Run) -> dict[int, dict[str, int]]:
+    """iteration number -> fate -> number of candidates rejected for it."""
+    rows = Candidate.objects.filter(iteration__run=run).exclude(fate=Fate.ACCEPTED)
+    counted = rows.order_by().values_list("iteration__number", "fate").annotate(n=Count("pk"))
+    result: dict[int, dict[str, int]] = {}
+    for number, fate, n in counted:
+        result.setdefault(number, {})[fate] = n
+    return result
+
+
+def instructions_with_verdict(run: Run, *, iteration: int | None = None) -> QuerySet[Instruction]:
+    """Instructions with the verdict of an iteration, or of the last one that judged them, as `label`, `discrepancy`, ..."""
+    verdicts = Verdict.objects.filter(instruction=OuterRef("pk"))
+    if iteration is not None:
+        verdicts = verdicts.filter(iteration__number=iteration)
+    latest = verdicts.order_by("-iteration__number")
+    return run.instructions.annotate(
+        label=Subquery(latest.values("label")[:1]),
+        discrepancy=Subquery(latest.values("discrepancy")[:1]),
+        teacher_score=Subquery(latest.values("teacher_score")[:1]),
+        student_score=Subquery(latest.values("student_score")[:1]),
+        judged_in=Subquery(latest.values("iteration__number")[:1]),
+    )
+
+
+def loss_curve(run: Run) -> QuerySet[Metric]:
+    """The logged steps of every iteration, the last attempt at each step alone, in order."""
+    return (
+        Metric.objects.filter(iteration__run=run).select_related("iteration").order_by("iteration__number", "step", "-job").distinct("iteration__number", "step")
+    )
+
+
+def macro_scores(runs: Iterable[Run]) -> QuerySet[BenchmarkScore]:
+    """The macro averages of runs, in the order of their iterations."""
+    return BenchmarkScore.objects.filter(iteration__run__in=runs, task="").select_related("iteration").order_by("benchmark", "iteration__number")
+
+
+def items_done(step: str, iteration: Iteration) -> int:
+    """How many items of a step are done, counted from the rows."""
+    counts: dict[str, QuerySet[Any]] = {
+        "teacher_responses": Response.objects.filter(iteration=iteration, role=Role.TEACHER),
+        "student_responses": Response.objects.filter(iteration=iteration, role=Role.STUDENT),
+        "judgements": Verdict.objects.filter(iteration=iteration),
+        "candidates": Candidate.objects.filter(iteration=iteration, fate=Fate.ACCEPTED),
+        "benchmarks": iteration.answers.all(),
+    }
+    return counts[step].count() if step in counts else 0
+

@@ -1,0 +1,168 @@
+"""One job: rows become trainer records, one step of the loop runs, its results become rows, and the job says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import traceback
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
+
+from experiments.models import Job
+from experiments.querysets import items_done
+from experiments.services import jobs
+from experiments.services.book import PostgresBook
+from experiments.services.durable import durably
+from experiments.states import JobState
+from trainer.benchmarks import get_benchmark
+from trainer.child_student import ChildStudent
+from trainer.config import RunConfig
+from trainer.endpoints import EndpointRoles, open_roles
+from trainer.errors import Cancelled, ChildDied, TrainerError
+from trainer.loop import run_step
+from trainer.plan import Planned, Stage, Step
+from trainer.roles import Student
+
+logger = logging.getLogger(__name__)
+
+shutting_down = threading.Event()
+"""Set when this worker was told to end: running jobs give themselves back."""
+
+
+def run_job(job_id: int, *, worker: str) -> str:
+    """Claim a job and do it. Gives its final state, or "" where another worker has it or it is over."""
+    job = jobs.claim(job_id, worker=worker)
+    if job is None:
+        return ""
+    book = PostgresBook(job)
+    desk = JobDesk(book)
+    pulse = Pulse(job, book)
+    with pulse:
+        state, reason = _do(job, book, desk, pulse)
+    book.close()
+    if pulse.lost:
+        logger.warning("job %s was given to another worker", job.pk)
+        return ""
+    if state == JobState.STOPPED and shutting_down.is_set() and not pulse.stop_asked:
+        durably(lambda: jobs.release(job, reason="The worker was shut down; another job goes on.", items_done=book.items_done))
+        return JobState.STOPPED
+    note = " ".join(desk.notes)
+    durably(lambda: jobs.end(job, state, reason=reason, note=note, items_done=book.items_done))
+    return state
+
+
+def _do(job: Job, book: PostgresBook, desk: JobDesk, pulse: Pulse) -> tuple[str, str]:
+    """Run the step; its final state and the reason in words. The outer edge: every error ends here, in a row a person can read."""
+    planned = Planned(job.stage.iteration.number, Stage(job.stage.name), Step(job.step))
+    desk.pulse = pulse
+    try:
+        before, total = _items(planned, book, book.config)
+        book.items_done = before
+        durably(lambda: jobs.begin_items(job, before=before, total=total))
+        run_step(planned, book, desk, book.config)
+    except (Cancelled, asyncio.CancelledError) as stopped:
+        return JobState.STOPPED, str(stopped) or "Stopped; what was done is kept."
+    except ChildDied as died:
+        return JobState.CRASHED, str(died)
+    except TrainerError as error:
+        return JobState.FAILED, str(error)
+    except (OperationalError, InterfaceError) as error:
+        return JobState.CRASHED, f"The database was away for too long: {error}"
+    except BaseException as error:
+        logger.exception("job %s failed", job.pk)
+        return JobState.FAILED, f"An error nobody foresaw, please report it: {''.join(traceback.format_exception_only(error)).strip()}"
+    return JobState.FINISHED, ""
+
+
+def _items(planned: Planned, book: PostgresBook, config: RunConfig) -> tuple[int, int]:
+    """How many items of a step are done, of how many."""
+    done = items_done(planned.step, book.job.stage.iteration)
+    match planned.step:
+        case Step.TEACHER_RESPONSES:
+            return done, len(book.train_pool(planned.iteration))
+        case Step.STUDENT_RESPONSES | Step.JUDGEMENTS:
+            return done, len(book.cache_pool(planned.iteration))
+        case Step.CANDIDATES:
+            return done, config.loop.new_per_iteration
+        case Step.BENCHMARKS:
+            return done, sum(len(get_benchmark(name).items()) for name in config.evaluation.benchmarks)
+        case Step.TUNING:
+            return 0, 0
+
+
+class JobDesk:
+    """What a step of a job works with: real endpoints, and a student in a child process."""
+
+    pulse: Pulse
+
+    def __init__(self, book: PostgresBook) -> None:
+        self._book = book
+        self.notes: list[str] = []
+
+    def roles(self) -> AbstractAsyncContextManager[EndpointRoles]:
+        return open_roles(self._book.config, self._book.completions)
+
+    def student(self, *, iteration: int, start: Path | None) -> Student:
+        return ChildStudent(
+            self._book.config,
+            iteration=iteration,
+            start=start,
+            folder=self._book.checkpoint_folder(iteration),
+            should_stop=lambda: self.pulse.cancelled,
+        )
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run(self._cancellable(work))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    async def _cancellable(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            await asyncio.wait({task}, timeout=0.25)
+            if self.pulse.cancelled:
+                task.cancel()
+        await task
+
+
+class Pulse:
+    """The heartbeat of a running job, in a thread of its own: renews the lease, writes progress, notices stops and lost leases."""
+
+    def __init__(self, job: Job, book: PostgresBook) -> None:
+        self._job = job
+        self._book = book
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"pulse-{job.pk}", daemon=True)
+        self.lost = False
+        self.stop_asked = False
+
+    @property
+    def cancelled(self) -> bool:
+        return self.lost or self.stop_asked or shutting_down.is_set()
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._over.wait(settings.LIONWEB_HEARTBEAT_S):
+            try:
+                beat = durably(lambda: jobs.heartbeat(self._job, items_done=self._book.items_done), for_s=settings.LIONWEB_LEASE_S)
+            except (OperationalError, InterfaceError):
+                self.lost = True
+                break
+            self.lost, self.stop_asked = not beat.held, beat.held and beat.stop
+            if self.cancelled:
+                break
+        connection.close()

@@ -1,0 +1,177 @@
+"""Jobs: made, claimed, kept alive by a lease, ended, and found again when they are lost.
+
+The database is the truth. A broker message only says "look at job N": it may be lost or come twice without harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+
+from celery import current_app
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.db.models.expressions import CombinedExpression
+from django.db.models.functions import Now
+from django.utils import timezone
+from kombu.exceptions import OperationalError as BrokerError
+
+from experiments.models import Iteration, Job, Run, Stage
+from experiments.querysets import latest_jobs, move
+from experiments.states import LIVE, MOST_CRASHES, JobState, Queue
+from lionweb.broker import delete_delivered_messages
+from trainer.plan import GPU_STEPS, Planned, Step, plan
+from trainer.plan import Stage as StageName
+
+logger = logging.getLogger(__name__)
+
+RESEND_AFTER = timedelta(seconds=30)
+"""A queued job nobody has taken is announced again: its message may have been lost."""
+
+
+def advance(run_id: int, *, retry: bool = False) -> None:
+    """Queue what comes next in a run: the first step that is not done, and the evaluation of every tuned checkpoint.
+
+    A step whose last job failed or was stopped waits for a person (`retry`); one whose job crashed is tried again.
+    """
+    with transaction.atomic():
+        run = Run.objects.select_for_update().get(pk=run_id)
+        if run.stop_requested_at is not None:
+            return
+        last = {(job.stage.iteration.number, job.step): job for job in latest_jobs().filter(stage__iteration__run=run).select_related("stage__iteration")}
+        for planned in _due(run, last):
+            job = last.get((planned.iteration, planned.step))
+            if job is None or retry or _may_try_again(job):
+                _queue(run, planned)
+
+
+def _due(run: Run, last: dict[tuple[int, str], Job]) -> list[Planned]:
+    """Steps that may start now and have no live job: the next of the chain, and evaluations beside it."""
+
+    def state(iteration: int, step: Step) -> str:
+        job = last.get((iteration, step))
+        return job.state if job else ""
+
+    todo = [p for p in plan(run.run_config()) if state(p.iteration, p.step) != JobState.FINISHED]
+    chain = [p for p in todo if p.stage is not StageName.EVALUATION][:1]
+    beside = [p for p in todo if p.stage is StageName.EVALUATION and state(p.iteration, Step.TUNING) == JobState.FINISHED]
+    return [p for p in chain + beside if state(p.iteration, p.step) not in LIVE]
+
+
+def _may_try_again(job: Job) -> bool:
+    if job.state != JobState.CRASHED:
+        return False
+    recent = job.stage.jobs.filter(step=job.step).order_by("-id").values_list("state", flat=True)[:MOST_CRASHES]
+    return not (len(recent) == MOST_CRASHES and all(state == JobState.CRASHED for state in recent))
+
+
+def _queue(run: Run, planned: Planned) -> Job:
+    iteration, _ = Iteration.objects.get_or_create(run=run, number=planned.iteration)
+    stage, _ = Stage.objects.get_or_create(iteration=iteration, name=planned.stage)
+    queue = Queue.GPU if planned.step in GPU_STEPS else Queue.TEACHER
+    job = Job.objects.create(stage=stage, step=planned.step, queue=queue)
+    transaction.on_commit(lambda: announce(job))
+    return job
+
+
+def announce(job: Job) -> None:
+    """Tell a worker of the job's queue to look at it. A broker that is down is no failure: the sweep announces again."""
+    try:
+        current_app.send_task("experiments.tasks.run_job", args=[job.pk], queue=job.queue)
+    except (BrokerError, OSError) as error:
+        logger.warning("job %s could not be announced: %s", job.pk, error)
+        return
+    Job.objects.filter(pk=job.pk).update(sent_at=timezone.now())
+
+
+def claim(job_id: int, *, worker: str) -> Job | None:
+    """Take a queued job for a worker, or None where it is no longer to be had."""
+    if not move(job_id, JobState.RUNNING, worker=worker, started_at=Now(), lease_expires_at=_lease_end()):
+        return None
+    return Job.objects.select_related("stage__iteration__run").get(pk=job_id)
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a heartbeat found: whether the job is still ours, and whether somebody asked for its run to stop."""
+
+    held: bool
+    stop: bool
+
+
+def heartbeat(job: Job, *, items_done: int) -> Beat:
+    """Renew the lease of a running job and write down how far it is."""
+    held = Job.objects.filter(pk=job.pk, state=JobState.RUNNING, worker=job.worker)
+    if not held.update(lease_expires_at=_lease_end(), items_done=items_done):
+        return Beat(held=False, stop=True)
+    return Beat(held=True, stop=Run.objects.filter(pk=_run_id(job), stop_requested_at__isnull=False).exists())
+
+
+def begin_items(job: Job, *, before: int, total: int) -> None:
+    """Write down how many items the step has, and how many earlier jobs did."""
+    Job.objects.filter(pk=job.pk).update(items_before=min(before, total) if total else 0, items_done=before, items_total=total)
+
+
+def end(job: Job, state: str, *, reason: str = "", note: str = "", items_done: int | None = None) -> bool:
+    """End a job this worker holds, and queue what comes next. False where it was no longer ours."""
+    values = {"reason": reason, "note": note, "ended_at": Now()}
+    if items_done is not None:
+        values["items_done"] = items_done
+    with transaction.atomic():
+        if not move(job.pk, state, held_by=job.worker, **values):
+            return False
+        if state in (JobState.FINISHED, JobState.CRASHED):
+            advance(_run_id(job))
+    logger.info("job %s %s %s", job.pk, state, reason)
+    return True
+
+
+def release(job: Job, *, reason: str, items_done: int) -> None:
+    """Give a job back unfinished because its worker shuts down: it ends as stopped, and a new one takes its place at once."""
+    with transaction.atomic():
+        if move(job.pk, JobState.STOPPED, held_by=job.worker, reason=reason, ended_at=Now(), items_done=items_done):
+            iteration = job.stage.iteration
+            run = Run.objects.select_for_update().get(pk=iteration.run_id)
+            if run.stop_requested_at is None:
+                _queue(run, Planned(iteration.number, StageName(job.stage.name), Step(job.step)))
+
+
+def stop_run(run: Run) -> None:
+    """Ask a run to stop: queued jobs stop at once, running ones at their next heartbeat, keeping what they have."""
+    with transaction.atomic():
+        Run.objects.filter(pk=run.pk).update(stop_requested_at=Now())
+        for job_id in _jobs(run).filter(state=JobState.QUEUED).values_list("pk", flat=True):
+            move(job_id, JobState.STOPPED, reason="The run was stopped before this job began.", ended_at=Now())
+
+
+def resume_run(run: Run) -> None:
+    """Go on with a run that was stopped or failed; what is done stays done."""
+    with transaction.atomic():
+        Run.objects.filter(pk=run.pk).update(stop_requested_at=None)
+        advance(run.pk, retry=True)
+
+
+def sweep() -> dict[str, int]:
+    """End jobs whose lease is over, so that they are tried again; announce queued ones again that nobody took; tidy the broker."""
+    lost = 0
+    for job in Job.objects.filter(state=JobState.RUNNING, lease_expires_at__lt=Now()).select_related("stage__iteration"):
+        lost += end(job, JobState.CRASHED, reason=f"Worker {job.worker} was not heard of any more; the job was given to another.")
+    waiting = Job.objects.filter(state=JobState.QUEUED).filter(Q(sent_at__isnull=True) | Q(sent_at__lt=timezone.now() - RESEND_AFTER))
+    unannounced = list(waiting)
+    for job in unannounced:
+        announce(job)
+    return {"lost": lost, "announced": len(unannounced), "messages": delete_delivered_messages()}
+
+
+def _jobs(run: Run) -> QuerySet[Job]:
+    return Job.objects.filter(stage__iteration__run=run)
+
+
+def _run_id(job: Job) -> int:
+    return job.stage.iteration.run_id
+
+
+def _lease_end() -> CombinedExpression:
+    return Now() + timedelta(seconds=settings.LIONWEB_LEASE_S)

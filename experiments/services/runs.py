@@ -1,0 +1,73 @@
+"""Runs: launched with a frozen config on a copy of their seed pool."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from django.db import transaction
+
+from experiments.models import Experiment, Instruction, Iteration, Run, SeedInstruction, SeedPool
+from experiments.services.jobs import advance
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
+from trainer.plan import plan
+from trainer.records import Origin
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
+
+ADJECTIVES = (
+    "amber brave calm clever crisp dapper eager early fair fleet gentle golden happy honest jolly keen kind lively lucky mellow merry mild neat "
+    "noble patient placid proud quick quiet rapid ready royal rustic sage serene sharp silver sleek smart snowy solid spry steady sunny swift "
+    "tawny tidy vivid warm wise witty young"
+).split()
+NOUNS = (
+    "acacia antelope baobab bison buffalo caracal cheetah cobra crane dune eagle eland falcon gazelle genet gorge grove heron hyrax ibex impala "
+    "jackal kestrel kudu leopard lioness lynx maned marula meadow meerkat mongoose oryx osprey panther pride puma ridge river sable savanna "
+    "serval stork sunbird tiger valley wildebeest zebra"
+).split()
+
+
+def new_name() -> str:
+    """A name of two words and a number that no run has yet."""
+    number = Run.objects.order_by("-id").values_list("id", flat=True).first() or 0
+    return f"{random.choice(ADJECTIVES)}-{random.choice(NOUNS)}-{number + 1}"
+
+
+def launch(config: RunConfig, *, experiment: Experiment, seed_pool: SeedPool, owner: User, name: str = "") -> Run:
+    """Make a run with its iteration 0 and its own copy of the seeds, and queue its first job. Raises ConfigError for an empty pool."""
+    with transaction.atomic():
+        run = Run.objects.create(
+            experiment=experiment,
+            name=name or new_name(),
+            owner=owner,
+            config=config.as_dict(),
+            seed=config.seed,
+            seed_pool=seed_pool,
+            steps=sum(1 for _ in plan(config)),
+        )
+        iteration = Iteration.objects.create(run=run, number=0)
+        if not _copy_seeds(seed_pool, iteration):
+            raise ConfigError(f"Seed pool {seed_pool.name!r} is empty. Import instructions first.", fields={"seed_pool": "This pool is empty."})
+        advance(run.pk)
+    return run
+
+
+def _copy_seeds(pool: SeedPool, iteration: Iteration) -> int:
+    seeds = SeedInstruction.objects.filter(pool=pool).order_by("position")
+    rows = [
+        Instruction(
+            run_id=iteration.run_id,
+            iteration=iteration,
+            key=f"seed-{seed.position:06d}",
+            position=seed.position,
+            text=seed.text,
+            input=seed.input,
+            origin=Origin.SEED,
+            kind=seed.kind,
+        )
+        for seed in seeds.iterator()
+    ]
+    Instruction.objects.bulk_create(rows, batch_size=2000)
+    return len(rows)
