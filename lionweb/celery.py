@@ -11,6 +11,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lionweb.settings")
 # The name alone: SQLAlchemy is imported by those who open a `sqla+...` broker.
 TRANSPORT_ALIASES["sqla"] = "lionweb.broker_transport:Transport"
 app = Celery("lionweb")
+app.set_default()  # for every thread: "current" alone holds in the thread that made it, and the web server has many
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 

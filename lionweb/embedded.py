@@ -29,7 +29,7 @@ class Server:
 
 
 def socket_folder(folder: Path) -> Path:
-    """Where the socket of the data folder lives: in it, or in a short private folder where that path would be too long."""
+    """Where the sockets of a folder live: in it, or in a short private folder where that path would be too long."""
     if len(str(folder / ".s.PGSQL.5432")) <= SOCKET_PATH_MAX:
         return folder
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> Server:
     folder.mkdir(parents=True, exist_ok=True)
     server = get_server(folder, cleanup_mode=None, start=False)
     server.ensure_pgdata_inited()
-    _make_socket_folder(folder, server.system_user)
+    make_socket_folder(folder, server.system_user)
     command = (str(server.bin_path / "postgres"), "-D", str(folder), "-k", str(socket_folder(folder)), "-c", "listen_addresses=")
     return Server(command=command, user=server.system_user)
 
@@ -102,11 +102,11 @@ def server_pid(folder: Path) -> int | None:
     return None
 
 
-def _make_socket_folder(folder: Path, user: str | None) -> None:
-    """Only its owner may enter: whoever reaches the socket is the database's superuser."""
+def make_socket_folder(folder: Path, user: str | None = None) -> Path:
+    """Only its owner may enter: whoever reaches the database's socket is its superuser."""
     path = socket_folder(folder)
     if path == folder:
-        return
+        return path
     path.mkdir(mode=0o700, exist_ok=True)
     uid = pwd.getpwnam(user).pw_uid if user else os.geteuid()
     found = path.lstat()
@@ -114,3 +114,4 @@ def _make_socket_folder(folder: Path, user: str | None) -> None:
         raise PermissionError(f"{path} belongs to somebody else; remove it, or set LIONWEB_DATA to a shorter path")
     os.chown(path, uid, -1)
     path.chmod(0o700)
+    return path

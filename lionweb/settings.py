@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from lionweb import embedded
@@ -23,11 +24,18 @@ def env_str(name: str, default: str) -> str:
 
 
 def env_int(name: str, default: int) -> int:
-    return int(env_str(name, str(default)))
+    value = env_str(name, str(default))
+    if not value.isdecimal():
+        raise ImproperlyConfigured(f"{name} must be a whole number, not {value!r}")
+    return int(value)
 
 
 def env_float(name: str, default: float) -> float:
-    return float(env_str(name, str(default)))
+    value = env_str(name, str(default))
+    try:
+        return float(value)
+    except ValueError:
+        raise ImproperlyConfigured(f"{name} must be a number, not {value!r}") from None
 
 
 def env_bool(name: str, default: bool) -> bool:
@@ -42,7 +50,7 @@ def database_from_url(url: str) -> dict[str, Any]:
     """Django's database settings for `postgresql://user:password@host:port/name`; `?host=/folder` names a Unix socket."""
     parts = urlsplit(url)
     if parts.scheme not in {"postgres", "postgresql"}:
-        raise ValueError(f"DATABASE_URL must start with postgresql://, not {parts.scheme}://")
+        raise ImproperlyConfigured(f"DATABASE_URL must start with postgresql://, not {parts.scheme}://")
     options: dict[str, Any] = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     host = options.pop("host", parts.hostname or "")
     return {
@@ -146,6 +154,7 @@ TEMPLATES = [
 ]
 
 DATABASE_URL = env_str("DATABASE_URL", "") or embedded.database_url(LIONWEB_DATA / "postgres")
+USES_EMBEDDED_POSTGRES = not env_str("DATABASE_URL", "")
 DATABASES = {"default": database_from_url(DATABASE_URL)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
@@ -155,7 +164,6 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "static-collected"
 STATICFILES_DIRS: list[Any] = [BASE_DIR / "static"]
 _plotly = importlib.util.find_spec("plotly")  # found, not imported: plotly.min.js is served from the package itself
 if _plotly and _plotly.submodule_search_locations:
