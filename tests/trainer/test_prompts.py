@@ -101,4 +101,4 @@ def test_the_generator_prompt_has_every_element(element: str) -> None:
 
 def test_the_generator_prompt_shows_the_parent_and_ends_with_the_cue() -> None:
     user = prompts.generator_messages(TASK, easy=False)[1]["content"]
-    assert user.endswith(f"{prompts.KNOWN_HEADING}\n{TASK.prompt}\n\n{prompts.NEW_HEADING}\n")
+    assert user.endswith(f"{prompts.GIVEN_HEADING}\n{TASK.prompt}\n\n{prompts.CREATED_HEADING}\n")
