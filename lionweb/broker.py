@@ -32,6 +32,16 @@ def delete_delivered_messages() -> int:
         return connection.execute(text("DELETE FROM kombu_message WHERE NOT visible")).rowcount
 
 
+def close_connections() -> None:
+    """Lets go of the broker's database, so that it can be dropped: for the tests."""
+    from lionweb.broker_transport import Channel
+
+    for engine, _ in Channel._engines.values():
+        engine.dispose()
+    if settings.CELERY_BROKER_URL.startswith(PREFIX):
+        _engine(settings.CELERY_BROKER_URL.removeprefix(PREFIX)).dispose()
+
+
 @cache
 def _engine(url: str) -> Engine:
     return create_engine(url, pool_pre_ping=True, pool_size=1)

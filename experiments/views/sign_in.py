@@ -6,6 +6,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
@@ -50,11 +51,11 @@ def enter_admin(request: HttpRequest) -> HttpResponse:
     user = get_user(request)
     if not (isinstance(user, User) and user.is_staff):
         raise PermissionDenied("The admin pages are for admins.")
-    return redirect("admin:index")
+    return redirect(_wanted(request, otherwise=reverse("admin:index")))
 
 
-def _wanted(request: HttpRequest) -> str:
-    """The page that was asked for before signing in, or home: never another site."""
-    target = request.POST.get("next") or request.GET.get("next") or "/"
+def _wanted(request: HttpRequest, *, otherwise: str = "/") -> str:
+    """The page that was asked for before signing in, or `otherwise`: never another site."""
+    target = request.POST.get("next") or request.GET.get("next") or otherwise
     safe = url_has_allowed_host_and_scheme(target, allowed_hosts={request.get_host()}, require_https=request.is_secure())
-    return target if safe else "/"
+    return target if safe else otherwise

@@ -1,0 +1,208 @@
+"""What every test can ask for: a real PostgreSQL, real workers, a real browser, and people with roles.
+
+The settings read their environment when they are first imported, so that it is set here, before pytest-django does so.
+With DATABASE_URL given, the tests make their database on that server; else on an embedded one of their own.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import django
+import pytest
+
+from lionweb import embedded
+from tests import stack
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
+    from django.test import Client
+    from playwright.sync_api import Browser, Page
+    from pytest_django.live_server_helper import LiveServer
+
+    from experiments.roles import Role
+    from trainer.demo.process import OfflineTeacher
+
+DATA = stack.make_data_folder()
+OWN_POSTGRES = "DATABASE_URL" not in os.environ
+os.environ.setdefault("DATABASE_URL", embedded.database_url(DATA / "postgres"))
+TEST_DATABASE_URL = stack.test_database_url(os.environ["DATABASE_URL"])
+os.environ.update(
+    DJANGO_SETTINGS_MODULE="lionweb.settings",
+    CELERY_BROKER_URL="sqla+postgresql+psycopg" + TEST_DATABASE_URL[TEST_DATABASE_URL.index("://") :],
+    LIONWEB_DATA=str(DATA),
+    LIONWEB_LEASE_S="3",
+    LIONWEB_HEARTBEAT_S="0.5",
+    LIONWEB_SWEEP_S="0.5",
+    SECRET_KEY="for the tests",
+    # Playwright's own event loop runs in the thread of the tests, and Django would take us for asynchronous code.
+    DJANGO_ALLOW_ASYNC_UNSAFE="true",
+)
+django.setup()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(DATA, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The server's URL. Nothing is started for tests that ask for no database."""
+    if not OWN_POSTGRES:
+        yield os.environ["DATABASE_URL"]
+        return
+    with embedded.running(DATA / "postgres", options=stack.FAST_POSTGRES) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(postgres: str) -> None:
+    """pytest-django asks for this before it makes the test database."""
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """As pytest-django's; at the end the broker's connections are closed first, or the database could not be dropped."""
+    from lionweb import broker
+
+    yield
+    broker.close_connections()
+
+
+# Jobs -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _workers(folder: Path, broker_url: str) -> stack.Workers:
+    environment = {**os.environ, "DATABASE_URL": TEST_DATABASE_URL, "CELERY_BROKER_URL": broker_url, "PYTHONUNBUFFERED": "1"}
+    return stack.Workers(environment, folder)
+
+
+@pytest.fixture
+def celery_workers(transactional_db: None, tmp_path: Path) -> Iterator[stack.Workers]:
+    """A teacher and a gpu worker on the test database, with the broker in it; `kill` and `start` are for the test to use."""
+    from django.conf import settings
+    from django.db import connection
+
+    from lionweb import broker
+
+    broker.create_tables()
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM kombu_message")
+    workers = _workers(tmp_path, settings.CELERY_BROKER_URL)
+    try:
+        workers.start(*stack.QUEUES)
+        yield workers
+    finally:
+        workers.stop()
+        broker.close_connections()
+
+
+@pytest.fixture
+def redis_broker(tmp_path: Path) -> Iterator[str]:
+    """The broker URL of a real Redis, and this process sends its messages there."""
+    if not shutil.which("redis-server"):
+        pytest.skip("needs redis-server (Debian's package of that name) on the PATH")
+    from lionweb.celery import app
+
+    with stack.redis_server(tmp_path) as url:
+        before = app.conf.broker_url, app.conf.broker_write_url, app.conf.broker_read_url
+        app.conf.broker_url = app.conf.broker_write_url = app.conf.broker_read_url = url
+        _forget_connections()
+        yield url
+        app.conf.broker_url, app.conf.broker_write_url, app.conf.broker_read_url = before
+        _forget_connections()
+
+
+def _forget_connections() -> None:
+    from kombu import pools
+
+    from lionweb.celery import app
+
+    app.set_default()
+    app.amqp._producer_pool = None
+    app._pool = None
+    pools.reset()
+
+
+@pytest.fixture
+def redis_workers(transactional_db: None, redis_broker: str, tmp_path: Path) -> Iterator[stack.Workers]:
+    workers = _workers(tmp_path, redis_broker)
+    try:
+        workers.start(*stack.QUEUES)
+        yield workers
+    finally:
+        workers.stop()
+
+
+@pytest.fixture
+def offline_teacher() -> Iterator["OfflineTeacher"]:
+    from trainer.demo.process import OfflineTeacher
+
+    with OfflineTeacher() as teacher:
+        yield teacher
+
+
+# People and browsers ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def person(db: None) -> Callable[["Role"], "User"]:
+    """Makes somebody of a role: `person("member")` is called member."""
+    from experiments.management.commands.sign_in_link import ensure_user
+
+    return lambda role: ensure_user(role, role=role)
+
+
+@pytest.fixture
+def client_of(person: Callable[["Role"], "User"]) -> Callable[["Role"], "Client"]:
+    """A Django test client that is signed in as somebody of the role."""
+    from django.test import Client
+
+    def make(role: "Role") -> Client:
+        client = Client()
+        client.force_login(person(role), backend="django.contrib.auth.backends.ModelBackend")
+        return client
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """One Chromium for the session. A missing one fails the tests: a suite that skips its browser tests would still look green."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.find_browser import ARGUMENTS, MISSING, find_browser
+
+    path = find_browser()
+    if path is None:
+        pytest.fail(MISSING, pytrace=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser_page(browser: "Browser", live_server: "LiveServer") -> Iterator["Page"]:
+    """A fresh page of the live server, nobody signed in. Whatever its scripts throw fails the test."""
+    context = browser.new_context(base_url=live_server.url)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []
+
+
+@pytest.fixture
+def page_of(browser_page: "Page", client_of: Callable[["Role"], "Client"], live_server: "LiveServer") -> Callable[["Role"], "Page"]:
+    """The browser's page, signed in as somebody of the role."""
+
+    def make(role: "Role") -> "Page":
+        cookie = client_of(role).cookies["sessionid"].value
+        browser_page.context.add_cookies([{"name": "sessionid", "value": cookie, "url": live_server.url}])
+        return browser_page
+
+    return make
