@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from trainer.demo.server import Knobs, serve
+from trainer.errors import ConfigError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,7 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("--inject", type=_share, default=0.0, help="share of new instructions that speak to the referee")
     options = vars(parser.parse_args(arguments))
     del options["command"]
-    serve(options.pop("host"), options.pop("port"), Knobs(**options))
+    try:
+        serve(options.pop("host"), options.pop("port"), Knobs(**options))
+    except ConfigError as error:
+        parser.exit(1, f"{error}\n")
 
 
 def _share(text: str) -> float:

@@ -82,10 +82,13 @@ class OfflineTeacher:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             ready = selector.select(START_TIMEOUT_S)
         line = self._process.stdout.readline() if ready else ""
+        if not ready:
+            raise TeacherUnavailable(
+                f"The offline teacher did not listen within {START_TIMEOUT_S:g} s. Start it again on a quieter machine."
+            )
         if not line:
-            code = self._process.poll()
-            said = f"ended with code {code}" if code is not None else f"did not listen within {START_TIMEOUT_S:g} s"
-            raise TeacherUnavailable(f"The offline teacher {said}. What it wrote to stderr says why; is its port taken?")
+            code = self._process.wait(STOP_TIMEOUT_S)
+            raise TeacherUnavailable(f"The offline teacher ended with code {code} before it listened. Its last line on stderr says why.")
         return int(json.loads(line)["port"])
 
     def _get(self, path: str) -> dict[str, Any]:

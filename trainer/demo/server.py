@@ -32,6 +32,7 @@ from rapidfuzz.distance import Levenshtein
 
 from trainer import prompts
 from trainer.demo.tasks import KINDS, answer, family_of, kind_of, make_instruction
+from trainer.errors import ConfigError
 
 MODEL = "offline-teacher"
 UNKNOWN_TASK = "I am sorry, I only know my own small tasks, for example 'reverse: badc' or 'next: 3907'."
@@ -303,7 +304,10 @@ def read_generator(user: str) -> tuple[str, bool]:
 
 
 def serve(host: str, port: int, knobs: Knobs) -> None:
-    """Serve until SIGTERM or SIGINT; prints {"port": n} on stdout once it listens (port 0 takes a free one)."""
+    """Serve until SIGTERM or SIGINT; prints {"port": n} on stdout once it listens (port 0 takes a free one).
+
+    Raises ConfigError where it cannot listen there.
+    """
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     config = uvicorn.Config(
         OfflineTeacherApp(knobs),
@@ -317,7 +321,10 @@ def serve(host: str, port: int, knobs: Knobs) -> None:
         timeout_graceful_shutdown=1,
         backlog=4096,
     )
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4096)
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4096)
+    except OSError as error:
+        raise ConfigError(f"The offline teacher cannot listen on {host} port {port}: {error.strerror}. Give it another --port.") from None
     for number in (signal.SIGTERM, signal.SIGINT):  # The server raises the signal again once it has stopped.
         signal.signal(number, lambda *_: sys.exit(0))
     _Announced(config).run(sockets=[listener])
