@@ -117,13 +117,20 @@ def instructions_with_verdict(run: Run, *, iteration: int | None = None) -> Quer
 def loss_curve(run: Run) -> QuerySet[Metric]:
     """The logged steps of every iteration, the last attempt at each step alone, in order."""
     return (
-        Metric.objects.filter(iteration__run=run).select_related("iteration").order_by("iteration__number", "step", "-job").distinct("iteration__number", "step")
+        Metric.objects.filter(iteration__run=run)
+        .select_related("iteration")
+        .order_by("iteration__number", "step", "-job")
+        .distinct("iteration__number", "step")
     )
 
 
 def macro_scores(runs: Iterable[Run]) -> QuerySet[BenchmarkScore]:
     """The macro averages of runs, in the order of their iterations."""
-    return BenchmarkScore.objects.filter(iteration__run__in=runs, task="").select_related("iteration").order_by("benchmark", "iteration__number")
+    return (
+        BenchmarkScore.objects.filter(iteration__run__in=runs, task="")
+        .select_related("iteration")
+        .order_by("benchmark", "iteration__number")
+    )
 
 
 def items_done(step: str, iteration: Iteration) -> int:
@@ -136,4 +143,3 @@ def items_done(step: str, iteration: Iteration) -> int:
         "benchmarks": iteration.answers.all(),
     }
     return counts[step].count() if step in counts else 0
-

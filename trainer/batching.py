@@ -18,7 +18,9 @@ class Batcher(Generic[Item, Result]):
     The faster the place, the smaller the batches: nothing waits for a timer.
     """
 
-    def __init__(self, serve: Callable[[Sequence[Item]], Sequence[Result]], *, executor: Executor | None = None, largest: int = 500) -> None:
+    def __init__(
+        self, serve: Callable[[Sequence[Item]], Sequence[Result]], *, executor: Executor | None = None, largest: int = 500
+    ) -> None:
         self._serve = serve
         self._executor = executor
         self._largest = largest

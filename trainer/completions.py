@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 from openai.types.chat import ChatCompletion
 
@@ -56,8 +56,10 @@ class Endpoint:
             api_key=self._key,
             timeout=self.config.timeout_s,
             max_retries=self.config.retries,
-            http_client=httpx.AsyncClient(
-                limits=httpx.Limits(max_connections=most, max_keepalive_connections=most), timeout=self.config.timeout_s, follow_redirects=False
+            http_client=httpx2.AsyncClient(
+                limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
+                timeout=self.config.timeout_s,
+                follow_redirects=False,
             ),
         )
         return self
@@ -172,7 +174,9 @@ def _explain(name: str, config: EndpointConfig, error: Exception) -> Exception:
         reason = error.__cause__ or error
         return TeacherUnavailable(f"{where} could not be reached: {reason}. Check the address and that the server runs, then resume.")
     if isinstance(error, openai.RateLimitError):
-        return TeacherUnavailable(f"{where} kept answering 429 (too many requests). Lower 'calls at once', or resume later. It said: {error.message}")
+        return TeacherUnavailable(
+            f"{where} kept answering 429 (too many requests). Lower 'calls at once', or resume later. It said: {error.message}"
+        )
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return ConfigError(f"{where} refused the key in {config.key_env or '(none)'}: {error.message} Set a valid key and resume.")
     if isinstance(error, openai.NotFoundError):

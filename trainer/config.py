@@ -49,17 +49,80 @@ def setting(
 class LoopConfig:
     """The loop itself: how many iterations, what is hard, and what is new."""
 
-    iterations: int = setting(3, label="Iterations", unit="iterations", low=0, high=50, paper="3", help="Adversarial iterations after the first imitation on the seed pool.")
-    new_per_iteration: int = setting(6000, label="New instructions per iteration", unit="instructions", low=1, high=1_000_000, paper="6,000")
-    ratio: str = setting("1:1", label="Hard : easy", choices=("1:0", "2:1", "1:1", "1:2", "0:1"), paper="1:1", help="Share of the new instructions made from hard and from easy parents.")
-    tau: float = setting(1.0, label="Threshold tau", unit="points", low=-9, high=9, paper="1.0", help="An instruction is hard when the teacher's mean score minus the student's is at least tau.")
-    parents: str = setting("by_verdict", label="Choice of parents", choices=("by_verdict", "random", "uniform"), paper="by_verdict", help="by_verdict: hard parents for hard, easy for easy. random: both operators, any parent. uniform: the hard operator alone, any parent.")
-    train_pool: str = setting("replace", label="Train pool", choices=("replace", "accumulate"), paper="replace", help="Each iteration is tuned on the new instructions alone, or on all so far.")
-    student_start: str = setting("last", label="Each imitation starts from", choices=("last", "base"), paper="last", help="The last checkpoint, or the base student again.")
-    similarity: float = setting(0.7, label="ROUGE-L limit", low=0, high=1, paper="0.7", help="A new instruction too close to a known one is rejected.")
-    similarity_rule: str = setting("below", label="Keep when similarity is", choices=("below", "at_most"), paper="below", help="below the limit (the paper) or at most the limit (the authors' code).")
-    candidate_rules: str = setting("paper", label="Other rejection rules", choices=("paper", "code"), paper="paper", help="paper: similarity, empty and cut-off only. code: also the filters of the authors' code (3 words or fewer, the word 'instruction', odd first character).")
-    attempts_per_new: float = setting(4.0, label="Attempts per new instruction", unit="attempts", low=1, high=100, help="A stage that cannot reach its number ends after this many attempts for each one wanted. The paper has no cap.")
+    iterations: int = setting(
+        3,
+        label="Iterations",
+        unit="iterations",
+        low=0,
+        high=50,
+        paper="3",
+        help="Adversarial iterations after the first imitation on the seed pool.",
+    )
+    new_per_iteration: int = setting(
+        6000, label="New instructions per iteration", unit="instructions", low=1, high=1_000_000, paper="6,000"
+    )
+    ratio: str = setting(
+        "1:1",
+        label="Hard : easy",
+        choices=("1:0", "2:1", "1:1", "1:2", "0:1"),
+        paper="1:1",
+        help="Share of the new instructions made from hard and from easy parents.",
+    )
+    tau: float = setting(
+        1.0,
+        label="Threshold tau",
+        unit="points",
+        low=-9,
+        high=9,
+        paper="1.0",
+        help="An instruction is hard when the teacher's mean score minus the student's is at least tau.",
+    )
+    parents: str = setting(
+        "by_verdict",
+        label="Choice of parents",
+        choices=("by_verdict", "random", "uniform"),
+        paper="by_verdict",
+        help="by_verdict: hard parents for hard, easy for easy. random: both operators, any parent. uniform: the hard operator alone, any parent.",
+    )
+    train_pool: str = setting(
+        "replace",
+        label="Train pool",
+        choices=("replace", "accumulate"),
+        paper="replace",
+        help="Each iteration is tuned on the new instructions alone, or on all so far.",
+    )
+    student_start: str = setting(
+        "last",
+        label="Each imitation starts from",
+        choices=("last", "base"),
+        paper="last",
+        help="The last checkpoint, or the base student again.",
+    )
+    similarity: float = setting(
+        0.7, label="ROUGE-L limit", low=0, high=1, paper="0.7", help="A new instruction too close to a known one is rejected."
+    )
+    similarity_rule: str = setting(
+        "below",
+        label="Keep when similarity is",
+        choices=("below", "at_most"),
+        paper="below",
+        help="below the limit (the paper) or at most the limit (the authors' code).",
+    )
+    candidate_rules: str = setting(
+        "paper",
+        label="Other rejection rules",
+        choices=("paper", "code"),
+        paper="paper",
+        help="paper: similarity, empty and cut-off only. code: also the filters of the authors' code (3 words or fewer, the word 'instruction', odd first character).",
+    )
+    attempts_per_new: float = setting(
+        4.0,
+        label="Attempts per new instruction",
+        unit="attempts",
+        low=1,
+        high=100,
+        help="A stage that cannot reach its number ends after this many attempts for each one wanted. The paper has no cap.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +131,22 @@ class EndpointConfig:
 
     base_url: str = setting("https://api.openai.com/v1", label="Base URL")
     model: str = setting("gpt-3.5-turbo", label="Model", paper="gpt-3.5-turbo")
-    key_env: str = setting("OPENAI_API_KEY", label="Variable with the key", help="Name of the environment variable that holds the key; empty where the server wants none.")
+    key_env: str = setting(
+        "OPENAI_API_KEY",
+        label="Variable with the key",
+        help="Name of the environment variable that holds the key; empty where the server wants none.",
+    )
     max_at_once: int = setting(16, label="Calls at once", unit="calls", low=1, high=512)
     timeout_s: float = setting(120.0, label="Timeout", unit="s", low=1, high=3600)
-    retries: int = setting(5, label="Retries", unit="retries", low=0, high=50, paper="5", help="After a timeout, a 429 or a 5xx; the waits double from half a second, with jitter.")
+    retries: int = setting(
+        5,
+        label="Retries",
+        unit="retries",
+        low=0,
+        high=50,
+        paper="5",
+        help="After a timeout, a 429 or a 5xx; the waits double from half a second, with jitter.",
+    )
     send_seed: bool = setting(False, label="Send the sample number as `seed`", help="For servers that sample reproducibly by it.")
 
 
@@ -83,16 +158,29 @@ class RoleConfig:
     temperature: float = setting(0.7, label="Temperature", low=0, high=2)
     top_p: float = setting(1.0, label="Top p", low=0, high=1, paper="1.0")
     max_tokens: int = setting(1024, label="Longest reply", unit="tokens", low=1, high=32_768)
-    asks: int = setting(3, label="Asks before quarantine", unit="calls", low=1, high=20, help="How often an unusable reply is asked for again.")
+    asks: int = setting(
+        3, label="Asks before quarantine", unit="calls", low=1, high=20, help="How often an unusable reply is asked for again."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """Which open model is tuned, and how its weights are held."""
 
-    model: str = setting("huggyllama/llama-7b", label="Student", paper="LLaMA-7B", help=f"A Hub name, a local folder, or {SCRATCH_MODEL} for a small Llama from random weights.")
+    model: str = setting(
+        "huggyllama/llama-7b",
+        label="Student",
+        paper="LLaMA-7B",
+        help=f"A Hub name, a local folder, or {SCRATCH_MODEL} for a small Llama from random weights.",
+    )
     revision: str = setting("", label="Revision", help="Branch, tag or commit of a Hub model.")
-    template: str = setting("paper", label="Prompt form", choices=("paper", "chat"), paper="paper", help="The paper's '### Instruction' form, or the model's own chat template.")
+    template: str = setting(
+        "paper",
+        label="Prompt form",
+        choices=("paper", "chat"),
+        paper="paper",
+        help="The paper's '### Instruction' form, or the model's own chat template.",
+    )
     method: str = setting("full", label="Tuning", choices=("full", "lora"), paper="full")
     lora_rank: int = setting(16, label="LoRA rank", low=1, high=1024)
     lora_alpha: float = setting(32.0, label="LoRA alpha", low=1, high=4096)
@@ -111,7 +199,9 @@ class ImitationConfig:
     first_steps: int = setting(0, label="Steps in iteration 0", unit="steps", low=0, high=10_000_000, help="0: as many as the epochs make.")
     steps: int = setting(0, label="Steps per later iteration", unit="steps", low=0, high=10_000_000, help="0: as many as the epochs make.")
     batch_size: int = setting(128, label="Batch size", unit="examples", low=1, high=65_536, paper="128")
-    device_batch_size: int = setting(2, label="Batch on one device", unit="examples", low=1, high=4096, paper="2", help="The rest is gradient accumulation.")
+    device_batch_size: int = setting(
+        2, label="Batch on one device", unit="examples", low=1, high=4096, paper="2", help="The rest is gradient accumulation."
+    )
     learning_rate: float = setting(2e-5, label="Learning rate", low=0, high=1, paper="2e-5")
     schedule: str = setting("cosine", label="Schedule", choices=("cosine", "linear", "constant"), paper="cosine")
     warmup: float = setting(0.03, label="Warm-up", unit="share of steps", low=0, high=1, paper="0.03")
@@ -134,7 +224,9 @@ class RespondConfig:
 class EvaluationConfig:
     """What is measured after each imitation."""
 
-    benchmarks: tuple[str, ...] = setting((), label="Benchmarks", choices=("demo_skills",), help="demo_skills: 60 held-out items of each demo task, exact match.")
+    benchmarks: tuple[str, ...] = setting(
+        (), label="Benchmarks", choices=("demo_skills",), help="demo_skills: 60 held-out items of each demo task, exact match."
+    )
 
 
 def _teacher() -> RoleConfig:
@@ -220,7 +312,7 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
             values[name] = _build(known[name], _table(value, name, wrong), name, wrong, base=_ROLE_DEFAULTS.get(name))
         else:
             values[name] = value
-    config = _build(RunConfig, values, "", wrong)
+    config: RunConfig = _build(RunConfig, values, "", wrong)
     if not wrong:
         _check_whole(config, wrong)
     if wrong:

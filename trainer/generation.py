@@ -60,7 +60,9 @@ async def generate(
 
     earlier: candidates kept before a crash; they are taken as they are and not asked for again.
     """
-    stage = _Stage(parents=parents, generator=generator, seed=seed, iteration=iteration, earlier={(c.origin, c.attempt): c for c in earlier})
+    stage = _Stage(
+        parents=parents, generator=generator, seed=seed, iteration=iteration, earlier={(c.origin, c.attempt): c for c in earlier}
+    )
     outcome = Outcome()
     missing = {origin: count for origin, count in wanted(config).items() if count}
     caps = {origin: round(count * config.attempts_per_new) for origin, count in missing.items()}

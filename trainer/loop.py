@@ -19,10 +19,8 @@ at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,66 +31,23 @@ from trainer.config import RunConfig
 from trainer.discrimination import Case, judge_all
 from trainer.errors import ConfigError
 from trainer.generation import Outcome, generate, parents_for
+from trainer.plan import Planned, Step, plan
 from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction
 from trainer.roles import Generator, Referee, Student, Teacher
 from trainer.similarity import SimilarityIndex
 
 
-class Stage(StrEnum):
-    """The four stages, in the words of the glossary."""
-
-    IMITATION = "imitation"
-    EVALUATION = "evaluation"
-    DISCRIMINATION = "discrimination"
-    GENERATION = "generation"
-
-
-class Step(StrEnum):
-    """What one worker does in one go."""
-
-    TEACHER_RESPONSES = "teacher_responses"
-    TUNING = "tuning"
-    BENCHMARKS = "benchmarks"
-    STUDENT_RESPONSES = "student_responses"
-    JUDGEMENTS = "judgements"
-    CANDIDATES = "candidates"
-
-
-STEPS: dict[Stage, tuple[Step, ...]] = {
-    Stage.DISCRIMINATION: (Step.STUDENT_RESPONSES, Step.JUDGEMENTS),
-    Stage.GENERATION: (Step.CANDIDATES,),
-    Stage.IMITATION: (Step.TEACHER_RESPONSES, Step.TUNING),
-    Stage.EVALUATION: (Step.BENCHMARKS,),
-}
-
-GPU_STEPS = frozenset({Step.TUNING, Step.BENCHMARKS, Step.STUDENT_RESPONSES})
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One step of one iteration."""
-
-    iteration: int
-    stage: Stage
-    step: Step
-
-
-def plan(config: RunConfig) -> Iterator[Planned]:
-    """Every step of a run, in the order of the paper."""
-    for iteration in range(config.loop.iterations + 1):
-        stages = [Stage.IMITATION] if iteration == 0 else [Stage.DISCRIMINATION, Stage.GENERATION, Stage.IMITATION]
-        if config.evaluation.benchmarks:
-            stages.append(Stage.EVALUATION)
-        for stage in stages:
-            yield from (Planned(iteration, stage, step) for step in STEPS[stage])
-
-
 class Roles(Protocol):
     """The roles that answer through endpoints."""
 
-    teacher: Teacher
-    referee: Referee
-    generator: Generator
+    @property
+    def teacher(self) -> Teacher: ...
+
+    @property
+    def referee(self) -> Referee: ...
+
+    @property
+    def generator(self) -> Generator: ...
 
 
 class Desk(Protocol):
@@ -146,12 +101,16 @@ def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     pool = book.train_pool(iteration)
     examples = [Example(instruction=i, response=responses[i.key].text) for i in pool if i.key in responses and not responses[i.key].failure]
     if not examples:
-        raise ConfigError(f"The train pool of iteration {iteration} has no answered instruction, so there is nothing to imitate. See the quarantined ones.")
+        raise ConfigError(
+            f"The train pool of iteration {iteration} has no answered instruction, so there is nothing to imitate. See the quarantined ones."
+        )
     if len(examples) < len(pool):
         desk.note(f"{len(pool) - len(examples)} of {len(pool)} instructions have no usable teacher response and are left out.")
     start = book.checkpoint(iteration - 1) if iteration and config.loop.student_start == "last" else None
     student = desk.student(iteration=iteration, start=start)
-    book.keep_checkpoint(iteration, student.imitate(examples, iteration=iteration, on_metric=lambda metric: book.keep_metric(iteration, metric)))
+    book.keep_checkpoint(
+        iteration, student.imitate(examples, iteration=iteration, on_metric=lambda metric: book.keep_metric(iteration, metric))
+    )
 
 
 def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
@@ -253,5 +212,3 @@ def _checkpoint(book: Book, iteration: int) -> Path:
 def _at_once(config: RunConfig, role: str) -> int:
     """Items under way at once: two for every call the endpoint takes, so that writing never keeps a slot empty."""
     return 2 * config.endpoints[getattr(config, role).endpoint].max_at_once
-
-

@@ -34,10 +34,18 @@ class EndpointReferee:
                 continue
             return _judgement(instruction, order, scores, evidence, key)
         return Judgement(
-            instruction=instruction.key, order=order, teacher_score=None, student_score=None, evidence=evidence, failure=failure, completion=key
+            instruction=instruction.key,
+            order=order,
+            teacher_score=None,
+            student_score=None,
+            evidence=evidence,
+            failure=failure,
+            completion=key,
         )
 
 
 def _judgement(instruction: Instruction, order: Order, scores: Scores, evidence: str, key: str) -> Judgement:
     teacher, student = (scores.first, scores.second) if order is Order.TEACHER_FIRST else (scores.second, scores.first)
-    return Judgement(instruction=instruction.key, order=order, teacher_score=teacher, student_score=student, evidence=evidence, completion=key)
+    return Judgement(
+        instruction=instruction.key, order=order, teacher_score=teacher, student_score=student, evidence=evidence, completion=key
+    )

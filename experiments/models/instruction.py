@@ -12,7 +12,9 @@ class Instruction(models.Model):
     """A task text of one run, with its origin and parent. `key` is the trainer's name for it, unique in the run."""
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="instructions")
-    iteration = models.ForeignKey(Iteration, on_delete=models.CASCADE, related_name="instructions", help_text="the iteration that made it; 0 for seeds")
+    iteration = models.ForeignKey(
+        Iteration, on_delete=models.CASCADE, related_name="instructions", help_text="the iteration that made it; 0 for seeds"
+    )
     key = models.CharField(max_length=60)
     position = models.PositiveIntegerField(help_text="its place in the run's cache pool")
     text = models.TextField()
@@ -63,7 +65,9 @@ class Candidate(models.Model):
         ordering = ("attempt", "-origin")
         constraints = [
             models.UniqueConstraint(fields=["iteration", "origin", "attempt"], name="candidate_attempt_unique"),
-            models.CheckConstraint(condition=Q(similarity__isnull=True) | Q(similarity__gte=0, similarity__lte=1), name="candidate_similarity_range"),
+            models.CheckConstraint(
+                condition=Q(similarity__isnull=True) | Q(similarity__gte=0, similarity__lte=1), name="candidate_similarity_range"
+            ),
         ]
         indexes = [models.Index(fields=["iteration", "fate"])]
 

@@ -16,7 +16,12 @@ class Response(models.Model):
     """What a role's model said to an instruction: the teacher once in a run, the student in every iteration it is judged in."""
 
     instruction = models.ForeignKey(Instruction, on_delete=models.CASCADE, related_name="responses")
-    iteration = models.ForeignKey(Iteration, on_delete=models.CASCADE, related_name="responses", help_text="teacher: the one it was first needed in; student: the one it is judged in")
+    iteration = models.ForeignKey(
+        Iteration,
+        on_delete=models.CASCADE,
+        related_name="responses",
+        help_text="teacher: the one it was first needed in; student: the one it is judged in",
+    )
     role = models.CharField(max_length=10, choices=Role.choices)
     text = models.TextField(blank=True)
     failure = models.TextField(blank=True, help_text="why there is no usable text")

@@ -296,5 +296,3 @@ def _candidate(row: models.Candidate) -> Candidate:
         similarity=row.similarity,
         completion=row.completion_id or "",
     )
-
-

@@ -40,7 +40,10 @@ def advance(run_id: int, *, retry: bool = False) -> None:
         run = Run.objects.select_for_update().get(pk=run_id)
         if run.stop_requested_at is not None:
             return
-        last = {(job.stage.iteration.number, job.step): job for job in latest_jobs().filter(stage__iteration__run=run).select_related("stage__iteration")}
+        last = {
+            (job.stage.iteration.number, job.step): job
+            for job in latest_jobs().filter(stage__iteration__run=run).select_related("stage__iteration")
+        }
         for planned in _due(run, last):
             job = last.get((planned.iteration, planned.step))
             if job is None or retry or _may_try_again(job):

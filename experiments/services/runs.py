@@ -17,16 +17,8 @@ from trainer.records import Origin
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
 
-ADJECTIVES = (
-    "amber brave calm clever crisp dapper eager early fair fleet gentle golden happy honest jolly keen kind lively lucky mellow merry mild neat "
-    "noble patient placid proud quick quiet rapid ready royal rustic sage serene sharp silver sleek smart snowy solid spry steady sunny swift "
-    "tawny tidy vivid warm wise witty young"
-).split()
-NOUNS = (
-    "acacia antelope baobab bison buffalo caracal cheetah cobra crane dune eagle eland falcon gazelle genet gorge grove heron hyrax ibex impala "
-    "jackal kestrel kudu leopard lioness lynx maned marula meadow meerkat mongoose oryx osprey panther pride puma ridge river sable savanna "
-    "serval stork sunbird tiger valley wildebeest zebra"
-).split()
+ADJECTIVES = ["amber", "brave", "calm", "clever", "crisp", "dapper", "eager", "early", "fair", "fleet", "gentle", "golden", "happy", "honest", "jolly", "keen", "kind", "lively", "lucky", "mellow", "merry", "mild", "neat", "noble", "patient", "placid", "proud", "quick", "quiet", "rapid", "ready", "royal", "rustic", "sage", "serene", "sharp", "silver", "sleek", "smart", "snowy", "solid", "spry", "steady", "sunny", "swift", "tawny", "tidy", "vivid", "warm", "wise", "witty", "young"]
+NOUNS = ["acacia", "antelope", "baobab", "bison", "buffalo", "caracal", "cheetah", "cobra", "crane", "dune", "eagle", "eland", "falcon", "gazelle", "genet", "gorge", "grove", "heron", "hyrax", "ibex", "impala", "jackal", "kestrel", "kudu", "leopard", "lioness", "lynx", "maned", "marula", "meadow", "meerkat", "mongoose", "oryx", "osprey", "panther", "pride", "puma", "ridge", "river", "sable", "savanna", "serval", "stork", "sunbird", "tiger", "valley", "wildebeest", "zebra"]
 
 
 def new_name() -> str:
@@ -49,7 +41,9 @@ def launch(config: RunConfig, *, experiment: Experiment, seed_pool: SeedPool, ow
         )
         iteration = Iteration.objects.create(run=run, number=0)
         if not _copy_seeds(seed_pool, iteration):
-            raise ConfigError(f"Seed pool {seed_pool.name!r} is empty. Import instructions first.", fields={"seed_pool": "This pool is empty."})
+            raise ConfigError(
+                f"Seed pool {seed_pool.name!r} is empty. Import instructions first.", fields={"seed_pool": "This pool is empty."}
+            )
         advance(run.pk)
     return run
 

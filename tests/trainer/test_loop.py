@@ -1,0 +1,171 @@
+import json
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import FakeDesk, FakeReferee, FakeTeacher
+from trainer.config import EvaluationConfig, LoopConfig, RunConfig
+from trainer.errors import ConfigError
+from trainer.folder import FolderBook, read_jsonl
+from trainer.loop import distil
+from trainer.plan import Planned, Stage, Step, plan
+from trainer.records import Instruction, Label
+from trainer.summary import summarise
+
+CONFIG = RunConfig(loop=LoopConfig(iterations=2, new_per_iteration=6))
+
+
+def seeds(size: int = 10) -> list[Instruction]:
+    return [Instruction(key=f"seed-{n:06d}", text=f"seed{n} number{n}") for n in range(size)]
+
+
+def book_in(folder: Path, config: RunConfig = CONFIG) -> FolderBook:
+    return FolderBook(folder, config, seeds())
+
+
+class Interrupted(RuntimeError):
+    """Stands for a crash in the middle of a step."""
+
+
+class CrashingDesk(FakeDesk):
+    """Dies after some asks of the teacher or the referee."""
+
+    def crash_after(self, asks: int) -> None:
+        self.left = asks
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        for role, name in ((self.teacher, "respond"), (self.referee, "judge")):
+            setattr(role, name, self._counting(getattr(type(role), name).__get__(role)))
+        super().run(work)
+
+    def _counting(self, ask: Any) -> Any:
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise Interrupted
+            return await ask(*args, **kwargs)
+
+        return counted
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """All records of a run, whatever the order in which they were written."""
+    names = ("cache_pool", "train_pool", "verdicts", "judgements", "candidates", "teacher_responses", "student_responses")
+    paths = [path for name in names for path in folder.glob(f"iteration-*/{name}.jsonl")]
+    return {str(path.relative_to(folder)): sorted(json.dumps(record) for record in read_jsonl(path)) for path in paths}
+
+
+def test_the_plan_is_the_papers_loop() -> None:
+    config = replace(CONFIG, loop=replace(CONFIG.loop, iterations=1), evaluation=EvaluationConfig(benchmarks=("demo_skills",)))
+    assert list(plan(config)) == [
+        Planned(0, Stage.IMITATION, Step.TEACHER_RESPONSES),
+        Planned(0, Stage.IMITATION, Step.TUNING),
+        Planned(0, Stage.EVALUATION, Step.BENCHMARKS),
+        Planned(1, Stage.DISCRIMINATION, Step.STUDENT_RESPONSES),
+        Planned(1, Stage.DISCRIMINATION, Step.JUDGEMENTS),
+        Planned(1, Stage.GENERATION, Step.CANDIDATES),
+        Planned(1, Stage.IMITATION, Step.TEACHER_RESPONSES),
+        Planned(1, Stage.IMITATION, Step.TUNING),
+        Planned(1, Stage.EVALUATION, Step.BENCHMARKS),
+    ]
+
+
+def test_a_run_leaves_pools_that_add_up(tmp_path: Path) -> None:
+    book = book_in(tmp_path)
+    distil(book, FakeDesk(tmp_path), CONFIG)
+    rows = summarise(book, from_store=0, wall_s=0)["iterations"]
+    assert [row["train_pool"] for row in rows] == [10, 6, 6]
+    assert [row["cache_pool"] for row in rows] == [10, 10, 16]
+    assert all(row["judged"] == row["hard"] + row["easy"] + row["quarantined"] for row in rows)
+    assert [row["judged"] for row in rows] == [0, 10, 16]
+    assert all(row["loss"] == {"first": 1.0, "last": 0.5} for row in rows)
+
+
+def test_the_teacher_is_asked_once_for_each_instruction(tmp_path: Path) -> None:
+    desk = FakeDesk(tmp_path)
+    distil(book_in(tmp_path), desk, CONFIG)
+    assert len(desk.teacher.asked) == len(set(desk.teacher.asked)) == 10 + 6 + 6
+
+
+def test_the_whole_cache_pool_is_judged_again_each_iteration(tmp_path: Path) -> None:
+    desk = FakeDesk(tmp_path)
+    distil(book_in(tmp_path), desk, CONFIG)
+    assert len(desk.referee.asked) == 2 * (10 + 16)
+
+
+@pytest.mark.parametrize("asks", [1, 7, 13, 28, 40, 61])
+def test_a_run_that_was_cut_off_goes_on_without_asking_twice(tmp_path: Path, asks: int) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    distil(book_in(undisturbed), FakeDesk(undisturbed), CONFIG)
+    crashing = CrashingDesk(disturbed)
+    crashing.crash_after(asks)
+    with pytest.raises(Interrupted):
+        distil(book_in(disturbed), crashing, CONFIG)
+    fresh = FakeDesk(disturbed)
+    distil(book_in(disturbed), fresh, CONFIG)
+    assert everything(disturbed) == everything(undisturbed)
+    # What was kept before the crash is not asked for again; at most the calls under way were lost.
+    kept_before = {r["instruction"] for path in disturbed.glob("iteration-*/teacher_responses.jsonl") for r in read_jsonl(path)}
+    assert len(fresh.teacher.asked) == len(set(fresh.teacher.asked)) <= len(kept_before)
+
+
+def test_a_finished_run_started_again_does_nothing(tmp_path: Path) -> None:
+    distil(book_in(tmp_path), FakeDesk(tmp_path), CONFIG)
+    before = everything(tmp_path)
+    desk = FakeDesk(tmp_path)
+    distil(book_in(tmp_path), desk, CONFIG)
+    assert (desk.teacher.asked, desk.referee.asked, desk.generator.asked) == ([], [], [])
+    assert everything(tmp_path) == before
+
+
+def test_what_the_teacher_could_not_answer_is_left_out_and_quarantined(tmp_path: Path) -> None:
+    desk = FakeDesk(tmp_path, teacher=FakeTeacher(failing=frozenset({"seed-000003"})))
+    book = book_in(tmp_path)
+    distil(book, desk, CONFIG)
+    assert "1 of 10 instructions have no usable teacher response and are left out." in desk.notes
+    assert book.verdicts(1)["seed-000003"].label is Label.QUARANTINED
+    assert "seed-000003" not in {key for key, _ in desk.referee.asked}
+    memory = (tmp_path / "iteration-0" / "checkpoint" / "memory.txt").read_text()
+    assert "seed3 number3" not in memory
+
+
+def test_what_the_referee_cannot_say_is_quarantined_never_easy(tmp_path: Path) -> None:
+    unreadable = frozenset({"seed-000001", "seed-000002"})
+    book = book_in(tmp_path)
+    distil(book, FakeDesk(tmp_path, referee=FakeReferee(unreadable=unreadable)), CONFIG)
+    quarantined = {key for key, verdict in book.verdicts(1).items() if verdict.label is Label.QUARANTINED}
+    assert quarantined == unreadable
+    assert all(verdict.discrepancy is None for verdict in book.verdicts(1).values() if verdict.label is Label.QUARANTINED)
+
+
+def test_a_pool_without_one_answer_is_a_clear_error(tmp_path: Path) -> None:
+    everyone = frozenset(i.key for i in seeds())
+    with pytest.raises(ConfigError, match="nothing to imitate"):
+        distil(book_in(tmp_path), FakeDesk(tmp_path, teacher=FakeTeacher(failing=everyone)), CONFIG)
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path: Path) -> None:
+    book_in(tmp_path)
+    with pytest.raises(ConfigError, match="another config"):
+        book_in(tmp_path, replace(CONFIG, seed=2))
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(ConfigError, match="line 2"):
+        read_jsonl(path)
+
+
+@pytest.mark.parametrize("start", ["last", "base"])
+def test_the_student_starts_from_the_last_checkpoint_or_from_the_base(tmp_path: Path, start: str) -> None:
+    config = replace(CONFIG, loop=replace(CONFIG.loop, student_start=start))
+    distil(book_in(tmp_path, config), FakeDesk(tmp_path), config)
+    memory = (tmp_path / "iteration-2" / "checkpoint" / "memory.txt").read_text().splitlines()
+    assert len(memory) == (22 if start == "last" else 6)

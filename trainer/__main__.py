@@ -1,0 +1,180 @@
+"""`python -m trainer run CONFIG.toml --out FOLDER`: the whole loop in a shell, on JSONL files."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import time
+import tomllib
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config import OFFLINE_URL, PRESETS, RunConfig, config_from_dict, load_config, preset_names
+from trainer.endpoints import EndpointRoles, open_roles
+from trainer.errors import Cancelled, ConfigError, TrainerError
+from trainer.folder import FolderBook, write_json
+from trainer.loop import distil
+from trainer.plan import Planned
+from trainer.records import Instruction
+from trainer.roles import Student
+from trainer.summary import summarise
+
+
+class ShellDesk:
+    """What the steps work with on the command line: endpoints, and a student in this very process."""
+
+    def __init__(self, config: RunConfig, book: FolderBook) -> None:
+        self._config = config
+        self._book = book
+        self.from_store = 0
+
+    @asynccontextmanager
+    async def _counted(self) -> AsyncIterator[EndpointRoles]:
+        async with open_roles(self._config, self._book.completions) as roles:
+            try:
+                yield roles
+            finally:
+                self.from_store += sum(endpoint.from_store for endpoint in roles.endpoints.values())
+
+    def roles(self) -> AbstractAsyncContextManager[EndpointRoles]:
+        return self._counted()
+
+    def student(self, *, iteration: int, start: Path | None) -> Student:
+        from trainer.student import LocalStudent  # slow to import: torch
+
+        return LocalStudent(self._config, folder=self._book.checkpoint_folder(iteration), start=start, iteration=iteration)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run(work)
+
+    def note(self, text: str) -> None:
+        print(f"  {text}", flush=True)
+
+
+def read_seeds(config: RunConfig) -> Sequence[Instruction]:
+    """The seed pool a config names."""
+    if config.seed_pool == "demo":
+        from trainer.demo.pool import demo_seed_pool
+
+        return demo_seed_pool(config.seed)
+    from trainer.seed_pools import read_seed_pool
+
+    return read_seed_pool(Path(config.seed_pool)).instructions
+
+
+@contextmanager
+def live_endpoints(config: RunConfig) -> Iterator[RunConfig]:
+    """The config with the offline teacher, where it asks for it, started for the time of the run."""
+    if all(endpoint.base_url != OFFLINE_URL for endpoint in config.endpoints.values()):
+        yield config
+        return
+    from trainer.demo.process import OfflineTeacher
+
+    with OfflineTeacher() as offline:
+        urls = {name: offline.base_url if e.base_url == OFFLINE_URL else e.base_url for name, e in config.endpoints.items()}
+        yield replace(config, endpoints={name: replace(e, base_url=urls[name]) for name, e in config.endpoints.items()})
+
+
+def run(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The whole loop in a folder; gives the summary that it also leaves there, after every iteration."""
+    book = FolderBook(folder, config, read_seeds(config))
+    earlier = _earlier_summary(folder)
+    started = time.monotonic()
+    with live_endpoints(config) as live:
+        desk = ShellDesk(live, book)
+
+        def summary() -> dict[str, Any]:
+            written = summarise(
+                book,
+                from_store=earlier["completions"]["from_store"] + desk.from_store,
+                wall_s=earlier["wall_s"] + time.monotonic() - started,
+            )
+            write_json(folder / "summary.json", written)
+            return written
+
+        def before(planned: Planned) -> None:
+            summary()
+            print(f"iteration {planned.iteration}  {planned.stage}: {planned.step}", flush=True)
+
+        try:
+            distil(book, desk, live, before=before)
+        finally:
+            last = summary()
+    return last
+
+
+def _earlier_summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if path.exists():
+        earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return earlier
+    return {"completions": {"from_store": 0}, "wall_s": 0.0}
+
+
+def find_config(name: str, *, seed: int | None, settings: Sequence[str]) -> RunConfig:
+    """A config by path or preset name, with `--set section.name=value` on top. Raises ConfigError."""
+    path = PRESETS / f"{name}.toml" if name in preset_names() else Path(name)
+    data = load_config(path, seed=seed).as_dict()
+    for text in settings:
+        dotted, separator, value = text.partition("=")
+        *sections, last = dotted.split(".")
+        table = data
+        for section in sections:
+            table = table.setdefault(section, {})
+        if not separator or not isinstance(table, dict):
+            raise ConfigError(f"--set takes section.name=value, not {text!r}.")
+        table[last] = _value(value)
+    return config_from_dict(data)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _print_table(summary: dict[str, Any]) -> None:
+    print(f"\n{'iteration':>9} {'train':>6} {'cache':>6} {'hard':>6} {'easy':>6} {'quarantined':>11}  benchmarks")
+    for row in summary["iterations"]:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in row["benchmarks"].items())
+        print(
+            f"{row['iteration']:>9} {row['train_pool']:>6} {row['cache_pool']:>6} {row['hard']:>6} {row['easy']:>6} {row['quarantined']:>11}  {scores}"
+        )
+    calls = summary["completions"]
+    print(f"{calls['asked']} calls paid, {calls['from_store']} answered from the store, {summary['wall_s']} s")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runner = commands.add_parser("run", help="run the loop, or go on with it")
+    runner.add_argument("config", help=f"a TOML file, or a preset: {', '.join(preset_names())}")
+    runner.add_argument("--out", type=Path, help="folder for everything the run leaves (default: runs/NAME-seed-N)")
+    runner.add_argument("--seed", type=int, help="instead of the config's")
+    runner.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="another value for a setting, e.g. loop.parents=uniform"
+    )
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        config = find_config(options.config, seed=options.seed, settings=options.set)
+        folder = options.out or Path("runs") / f"{config.name}-seed-{config.seed}"
+        _print_table(run(config, folder))
+    except (KeyboardInterrupt, Cancelled):
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    except TrainerError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""A run's book as a folder of JSONL files, for the command line.
+
+    config.json completions.jsonl summary.json
+    iteration-0/  train_pool teacher_responses metrics answers-<benchmark> (.jsonl), scores.json, checkpoint.json, checkpoint/
+    iteration-1/  cache_pool student_responses judgements verdicts candidates (.jsonl), and the same as above
+
+Records are appended and flushed to the disk as they come. A line that was cut off by a crash is the last of its file and is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainer import pools
+from trainer.batching import Batcher
+from trainer.benchmarks import TaskScore, task_scores
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
+from trainer.records import (
+    BenchmarkAnswer,
+    Candidate,
+    Completion,
+    Fate,
+    Instruction,
+    Judgement,
+    Label,
+    Metric,
+    Order,
+    Origin,
+    Record,
+    Response,
+    Verdict,
+)
+from trainer.roles import CheckpointInfo
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+ENUMS: dict[str, type[Origin] | type[Label] | type[Order] | type[Fate]] = {"origin": Origin, "label": Label, "order": Order, "fate": Fate}
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, none where there is no file. A cut-off last line is dropped from the file; any other is a ConfigError."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        path.write_bytes(whole)
+    records = []
+    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}, line {number}, is not JSON ({error.msg}). Restore the file, or remove that line.") from None
+    return records
+
+
+def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]], *, append: bool = False) -> None:
+    """Write records and wait until the disk has them. A new file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = path if append else path.with_name(path.name + ".new")
+    with target.open("a" if append else "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+    if not append:
+        target.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a small JSON file, whole or not at all."""
+    target = path.with_name(path.name + ".new")
+    target.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    target.replace(path)
+
+
+class FolderCompletions:
+    """The completions store of a folder: an index in memory over `completions.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = {record["key"]: Completion(**record) for record in read_jsonl(path)}
+        self._writer = ThreadPoolExecutor(1)
+        self._add: Batcher[Completion, None] = Batcher(self._append, executor=self._writer)
+
+    async def find(self, key: str) -> Completion | None:
+        return self._known.get(key)
+
+    async def add(self, completion: Completion) -> None:
+        if completion.key not in self._known:
+            self._known[completion.key] = completion
+            await self._add(completion)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def _append(self, completions: Sequence[Completion]) -> list[None]:
+        write_jsonl(self._path, (c.as_dict() for c in completions), append=True)
+        return [None] * len(completions)
+
+
+class FolderBook:
+    """The book of a run in a folder. Raises ConfigError where the folder holds a run of another config."""
+
+    def __init__(self, folder: Path, config: RunConfig, seeds: Sequence[Instruction]) -> None:
+        self.folder = folder
+        self.config = config
+        folder.mkdir(parents=True, exist_ok=True)
+        self._keep_config()
+        self.completions = FolderCompletions(folder / "completions.jsonl")
+        self._instructions = list(seeds)
+        self._writer = ThreadPoolExecutor(1)
+        self._rows: Batcher[tuple[Path, Record], None] = Batcher(self._append, executor=self._writer)
+        for iteration in range(1, config.loop.iterations + 1):
+            self._instructions += self._records(Instruction, iteration, "new_instructions")
+        self._made_in = {i.key: i.iteration for i in self._instructions}
+        self._kept_candidates: set[str] = {c.key for k in range(1, config.loop.iterations + 1) for c in self.candidates(k)}
+        self.write_pool(0, "train_pool", self.train_pool(0))
+
+    def _keep_config(self) -> None:
+        path = self.folder / "config.json"
+        ours = json.loads(json.dumps(self.config.as_dict()))
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != ours:
+            raise ConfigError(
+                f"{self.folder} holds a run of another config. Give --out another folder, or go on with the config in {path}."
+            )
+        write_json(path, ours)
+
+    def write_pool(self, iteration: int, name: str, pool: Iterable[Instruction]) -> None:
+        """Leave a pool as a file, for whoever reads the folder."""
+        write_jsonl(self._path(iteration, name), (i.as_dict() for i in pool))
+
+    # Reading
+
+    def train_pool(self, iteration: int) -> list[Instruction]:
+        return pools.train_pool(self._instructions, iteration, config=self.config.loop)
+
+    def cache_pool(self, iteration: int) -> list[Instruction]:
+        return pools.cache_pool(self._instructions, iteration)
+
+    def teacher_responses(self) -> dict[str, Response]:
+        iterations = range(self.config.loop.iterations + 1)
+        return {r.instruction: r for k in iterations for r in self._records(Response, k, "teacher_responses")}
+
+    def student_responses(self, iteration: int) -> dict[str, Response]:
+        return {r.instruction: r for r in self._records(Response, iteration, "student_responses")}
+
+    def judgements(self, iteration: int) -> list[Judgement]:
+        return self._records(Judgement, iteration, "judgements")
+
+    def verdicts(self, iteration: int) -> dict[str, Verdict]:
+        return {v.instruction: v for v in self._records(Verdict, iteration, "verdicts")}
+
+    def candidates(self, iteration: int) -> list[Candidate]:
+        return self._records(Candidate, iteration, "candidates")
+
+    def metrics(self, iteration: int) -> list[Metric]:
+        return self._records(Metric, iteration, "metrics")
+
+    def answered_items(self, iteration: int, benchmark: str) -> frozenset[str]:
+        return frozenset(a.item for a in self._answers(iteration, benchmark))
+
+    def checkpoint(self, iteration: int) -> Path | None:
+        record = self.checkpoint_record(iteration)
+        return self.folder / record["path"] if record else None
+
+    def checkpoint_record(self, iteration: int) -> dict[str, Any] | None:
+        """Path below the folder, step, first and last loss of an iteration's checkpoint, or None."""
+        path = self.checkpoint_folder(iteration) / "checkpoint.json"
+        record: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return record
+
+    def checkpoint_folder(self, iteration: int) -> Path:
+        return self.folder / f"iteration-{iteration}"
+
+    def scores(self, iteration: int) -> dict[str, list[TaskScore]]:
+        path = self.checkpoint_folder(iteration) / "scores.json"
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: [TaskScore(**score) for score in scores] for name, scores in stored.items()}
+
+    # Writing
+
+    async def keep_teacher_response(self, response: Response) -> None:
+        await self._rows((self._path(self._made_in[response.instruction], "teacher_responses"), response))
+
+    async def keep_verdict(self, iteration: int, verdict: Verdict, judgements: Sequence[Judgement]) -> None:
+        # The verdict last: where it is there, so are its judgements.
+        rows = [*((self._path(iteration, "judgements"), j) for j in judgements), (self._path(iteration, "verdicts"), verdict)]
+        await asyncio.gather(*(self._rows(row) for row in rows))
+
+    async def keep_candidate(self, iteration: int, candidate: Candidate, accepted: Instruction | None) -> None:
+        if accepted and accepted.key not in self._made_in:
+            self._instructions.append(accepted)
+            self._made_in[accepted.key] = iteration
+            await self._rows((self._path(iteration, "new_instructions"), accepted))
+        if candidate.key not in self._kept_candidates:
+            self._kept_candidates.add(candidate.key)
+            await self._rows((self._path(iteration, "candidates"), candidate))
+
+    def keep_student_responses(self, iteration: int, responses: Sequence[Response]) -> None:
+        write_jsonl(self._path(iteration, "student_responses"), (r.as_dict() for r in responses), append=True)
+
+    def keep_metric(self, iteration: int, metric: Metric) -> None:
+        write_jsonl(self._path(iteration, "metrics"), [metric.as_dict()], append=True)
+
+    def keep_checkpoint(self, iteration: int, checkpoint: CheckpointInfo) -> None:
+        record = {**asdict(checkpoint), "path": str(checkpoint.path.relative_to(self.folder))}
+        write_json(self.checkpoint_folder(iteration) / "checkpoint.json", record)
+
+    def keep_answers(self, iteration: int, benchmark: str, answers: Sequence[BenchmarkAnswer]) -> None:
+        write_jsonl(self._path(iteration, f"answers-{benchmark}"), (a.as_dict() for a in answers), append=True)
+
+    def keep_scores(self, iteration: int, benchmark: str) -> None:
+        scores = {**self.scores(iteration), benchmark: task_scores(self._answers(iteration, benchmark))}
+        data = {name: [asdict(score) for score in of_tasks] for name, of_tasks in scores.items()}
+        write_json(self.checkpoint_folder(iteration) / "scores.json", data)
+
+    # Files
+
+    def _path(self, iteration: int, name: str) -> Path:
+        return self.checkpoint_folder(iteration) / f"{name}.jsonl"
+
+    def _records(self, kind: type[AnyRecord], iteration: int, name: str) -> list[AnyRecord]:
+        return [
+            kind(**{k: ENUMS[k](v) if k in ENUMS else v for k, v in record.items()}) for record in read_jsonl(self._path(iteration, name))
+        ]
+
+    def _answers(self, iteration: int, benchmark: str) -> list[BenchmarkAnswer]:
+        return self._records(BenchmarkAnswer, iteration, f"answers-{benchmark}")
+
+    def _append(self, rows: Sequence[tuple[Path, Record]]) -> list[None]:
+        by_path: dict[Path, list[dict[str, Any]]] = {}
+        for path, record in rows:
+            by_path.setdefault(path, []).append(record.as_dict())
+        for path, records in by_path.items():
+            write_jsonl(path, records, append=True)
+        return [None] * len(rows)

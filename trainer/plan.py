@@ -1,0 +1,58 @@
+"""The stages of a run and the steps they are made of, as data: what follows what, and which queue does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from trainer.config import RunConfig
+
+
+class Stage(StrEnum):
+    """The four stages, in the words of the glossary."""
+
+    IMITATION = "imitation"
+    EVALUATION = "evaluation"
+    DISCRIMINATION = "discrimination"
+    GENERATION = "generation"
+
+
+class Step(StrEnum):
+    """What one worker does in one go."""
+
+    TEACHER_RESPONSES = "teacher_responses"
+    TUNING = "tuning"
+    BENCHMARKS = "benchmarks"
+    STUDENT_RESPONSES = "student_responses"
+    JUDGEMENTS = "judgements"
+    CANDIDATES = "candidates"
+
+
+STEPS: dict[Stage, tuple[Step, ...]] = {
+    Stage.DISCRIMINATION: (Step.STUDENT_RESPONSES, Step.JUDGEMENTS),
+    Stage.GENERATION: (Step.CANDIDATES,),
+    Stage.IMITATION: (Step.TEACHER_RESPONSES, Step.TUNING),
+    Stage.EVALUATION: (Step.BENCHMARKS,),
+}
+
+GPU_STEPS = frozenset({Step.TUNING, Step.BENCHMARKS, Step.STUDENT_RESPONSES})
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One step of one iteration."""
+
+    iteration: int
+    stage: Stage
+    step: Step
+
+
+def plan(config: RunConfig) -> Iterator[Planned]:
+    """Every step of a run, in the order of the paper."""
+    for iteration in range(config.loop.iterations + 1):
+        stages = [Stage.IMITATION] if iteration == 0 else [Stage.DISCRIMINATION, Stage.GENERATION, Stage.IMITATION]
+        if config.evaluation.benchmarks:
+            stages.append(Stage.EVALUATION)
+        for stage in stages:
+            yield from (Planned(iteration, stage, step) for step in STEPS[stage])
