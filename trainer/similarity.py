@@ -1,10 +1,11 @@
 """ROUGE-L between instructions, fast enough to compare every new one with every known one.
 
 F1 = 2 P R / (P + R) with P = LCS / m and R = LCS / n over the tokens of two texts: the value of the `rouge_score` package to the
-last bit, from an integer LCS by rapidfuzz's bit-parallel algorithm. Three things keep it quick, and none changes a decision:
-1. A text is held as a str with one character for each token, which rapidfuzz reads in place.
-2. F1 <= 2 min(m, n) / (m + n), so known texts are kept by length, and lengths that cannot win are never looked at.
-3. What is left is computed by the matrix, a piece at a time, so that memory stays flat.
+last bit, from an integer LCS by rapidfuzz's bit-parallel algorithm. What keeps it quick changes no decision:
+1. Two texts cannot have a longer common subsequence than they have tokens in common, counted with repeats. The index knows which
+   texts hold a token, so one count over those lists bounds the F1 of every known text (and texts far longer or shorter bound low).
+2. Known texts are compared in falling order of that bound, and no further than the best score found.
+3. A text is held as a str with one character for each token, which rapidfuzz reads in place.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +33,9 @@ _UNSPACED = re.compile(
 _UNKNOWN = 0
 """The id of a query's token that no known text has: it can match nothing, so all of them may share it."""
 
-_PIECE = 4096
-"""Known texts a matrix piece covers; with `_ROWS` queries of 4 bytes it stays below 2 MB."""
+_STEP = 0.9
+"""Each round of comparisons goes down to this share of the bound of the last: smaller rounds stop sooner, larger ones are fewer."""
 
-_ROWS = 64
 _SLACK = 1e-9
 """Bounds are compared with this much room, far above rounding and far below the gap between two different F1 values."""
 
@@ -70,21 +71,10 @@ def _unicode_tokens(text: str) -> Iterator[str]:
 def rouge_l(first: str, second: str) -> float:
     """ROUGE-L F1 of two texts, 0..1; 0 where either has no token."""
     one, other = tokenize(first), tokenize(second)
+    if not one or not other:
+        return 0.0
     distance = Indel.distance(one, other)
-    return float(_f1(np.array([distance], dtype=np.int32), np.array([len(one)]), len(other))[0])
-
-
-@dataclass
-class _Bucket:
-    """Known texts of one length, and each one's place in the order of adding."""
-
-    texts: list[_Encoded] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-
-    def pieces(self) -> Iterator[tuple[int, list[_Encoded]]]:
-        """The texts, a piece at a time, each with the index at which it starts."""
-        for start in range(0, len(self.texts), _PIECE):
-            yield start, self.texts[start : start + _PIECE]
+    return float(_f1(np.array([distance]), len(one), np.array([len(other)]))[0])
 
 
 class SimilarityIndex:
@@ -96,7 +86,10 @@ class SimilarityIndex:
     def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
         self._ids: dict[str, int] = {}
         self._keys: list[str] = []
-        self._buckets: dict[int, _Bucket] = {}
+        self._texts: list[_Encoded] = []
+        self._lengths = array("q")
+        self._holders: dict[tuple[int, int], array[int]] = {}
+        """(token id, n) -> the places of the texts that hold the token more than n times, ascending."""
         self.extend(items)
 
     def __len__(self) -> int:
@@ -104,12 +97,16 @@ class SimilarityIndex:
 
     def add(self, key: str, text: str) -> None:
         """Make a text known. Keys are not checked: one added twice is known twice."""
-        tokens = tokenize(text)
-        ids = [self._ids.setdefault(token, len(self._ids) + 1) for token in tokens]
-        bucket = self._buckets.setdefault(len(ids), _Bucket())
-        bucket.texts.append(_encode(ids))
-        bucket.places.append(len(self._keys))
+        ids = [self._ids.setdefault(token, len(self._ids) + 1) for token in tokenize(text)]
+        place = len(self._keys)
+        for occurrence in _occurrences(ids):
+            holders = self._holders.get(occurrence)
+            if holders is None:
+                holders = self._holders[occurrence] = array("q")
+            holders.append(place)
         self._keys.append(key)
+        self._texts.append(_encode(ids))
+        self._lengths.append(len(ids))
 
     def extend(self, items: Iterable[tuple[str, str]]) -> None:
         """Add (key, text) pairs in order."""
@@ -118,68 +115,81 @@ class SimilarityIndex:
 
     def nearest(self, text: str) -> tuple[str, float] | None:
         """The key of the most similar known text and its score; None while nothing is known."""
-        return self.nearest_many([text])[0]
+        best = self.top(text, 1)
+        return best[0] if best else None
 
     def nearest_many(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
-        """`nearest` of each text, in order, many times faster than one by one."""
-        if not self._keys:
-            return [None] * len(texts)
-        queries = [self._query(text) for text in texts]
-        order = sorted(range(len(queries)), key=lambda index: len(queries[index]))
-        found: list[tuple[str, float] | None] = [None] * len(queries)
-        for start in range(0, len(order), _ROWS):
-            rows = order[start : start + _ROWS]
-            places, scores = self._best([queries[row] for row in rows])
-            for row, place, score in zip(rows, places.tolist(), scores.tolist(), strict=True):
-                found[row] = (self._keys[place], score)
-        return found
+        """`nearest` of each text, in order."""
+        return [self.nearest(text) for text in texts]
 
     def top(self, text: str, n: int) -> list[tuple[str, float]]:
         """The n most similar known texts with their scores, the most similar first."""
-        return self._scored(text, 0.0)[: max(n, 0)]
+        ids = self._query(text)
+        bounds = self._bounds(ids)
+        found: list[tuple[float, int]] = []
+        for places, low in _rounds(bounds):
+            found = sorted(found + self._compared(ids, places))[: max(n, 0)]
+            if len(found) >= n and (n < 1 or -found[-1][0] >= low):
+                break
+        if len(found) < n:  # The rest share no token with the text.
+            others = np.flatnonzero(bounds == 0)[: n - len(found)]
+            found += [(0.0, place) for place in others.tolist()]
+        return self._shown(found)
 
     def above(self, text: str, limit: float) -> list[tuple[str, float]]:
         """All known texts whose score is `limit` or more, the most similar first."""
-        return self._scored(text, limit)
+        if limit <= 0:
+            return self.top(text, len(self))
+        ids = self._query(text)
+        found = self._compared(ids, np.flatnonzero(self._bounds(ids) >= limit - _SLACK))
+        return self._shown(sorted(pair for pair in found if -pair[0] >= limit))
 
-    def _best(self, queries: list[_Encoded]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Place and score of the best known text for each of R queries of similar lengths: (R,), (R,)."""
-        lengths = np.array([len(query) for query in queries], dtype=np.int64)
-        places = np.zeros(len(queries), dtype=np.int64)
-        scores = np.zeros(len(queries))  # All start at the first known text with 0: right if nothing shares a token.
-        middle = int(lengths[len(lengths) // 2])
-        for length in sorted(self._buckets, key=lambda length: -_bound(middle, length)):
-            bounds = _bounds(lengths, length)
-            if length == 0:
-                continue
-            bucket = self._buckets[length]
-            for start, texts in bucket.pieces():
-                open_rows = np.flatnonzero(bounds >= scores - _SLACK)
-                if not open_rows.size:
-                    break
-                cutoff = _most_distance(lengths[open_rows], length, scores[open_rows])
-                distances = _distances([queries[row] for row in open_rows], texts, cutoff)
-                nearest = distances.argmin(axis=1)  # Of one length, the least distance is the highest F1; the first of equals.
-                f1 = _f1(distances[np.arange(open_rows.size), nearest], lengths[open_rows], length)
-                known = np.array([bucket.places[start + column] for column in nearest.tolist()], dtype=np.int64)
-                _improve(places, scores, open_rows, known, f1)
-        return places, scores
+    def _query(self, text: str) -> list[int]:
+        return [self._ids.get(token, _UNKNOWN) for token in tokenize(text)]
 
-    def _scored(self, text: str, limit: float) -> list[tuple[str, float]]:
-        query = self._query(text)
-        length = np.array([len(query)], dtype=np.int64)
-        hits: list[tuple[float, int]] = []
-        for known_length, bucket in self._buckets.items():
-            if _bound(len(query), known_length) < limit - _SLACK:
-                continue
-            cutoff = _most_distance(length, known_length, np.array([limit]))
-            for start, texts in bucket.pieces():
-                scores = _f1(_distances([query], texts, cutoff)[0], length, known_length)
-                hits.extend((-float(scores[column]), bucket.places[start + column]) for column in np.flatnonzero(scores >= limit).tolist())
-        return [(self._keys[place], -negative + 0.0) for negative, place in sorted(hits)]
+    def _bounds(self, ids: list[int]) -> NDArray[np.float64]:
+        """The highest F1 each of the N known texts can have with a query: (N,). It is 0 exactly where the F1 is 0."""
+        held = [np.frombuffer(self._holders[pair], dtype=np.int64) for pair in _occurrences(ids) if pair in self._holders]
+        if not held:
+            return np.zeros(len(self._keys))
+        shared = np.bincount(np.concatenate(held), minlength=len(self._keys))
+        bounds: NDArray[np.float64] = 2 * shared / (np.frombuffer(self._lengths, dtype=np.int64) + len(ids))
+        return bounds
 
-    def _query(self, text: str) -> _Encoded:
-        return _encode([self._ids.get(token, _UNKNOWN) for token in tokenize(text)])
+    def _compared(self, ids: list[int], places: NDArray[np.int64]) -> list[tuple[float, int]]:
+        """(minus F1, place) of the known texts at these places, each of which shares a token with the query."""
+        if not places.size:
+            return []
+        texts = [self._texts[place] for place in places.tolist()]
+        distances = process.cdist([_encode(ids)], texts, scorer=Indel.distance, dtype=np.int32)[0]
+        lengths = np.frombuffer(self._lengths, dtype=np.int64)[places]
+        return list(zip((-_f1(distances, len(ids), lengths)).tolist(), places.tolist(), strict=True))
+
+    def _shown(self, found: list[tuple[float, int]]) -> list[tuple[str, float]]:
+        return [(self._keys[place], abs(negative)) for negative, place in found]
+
+
+def _occurrences(ids: list[int]) -> Iterator[tuple[int, int]]:
+    """Each token id with the number of times it came before, so that common ones are counted with repeats."""
+    if len(set(ids)) == len(ids):
+        yield from ((token, 0) for token in ids)
+        return
+    seen: Counter[int] = Counter()
+    for token in ids:
+        yield token, seen[token]
+        seen[token] += 1
+
+
+def _rounds(bounds: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], float]]:
+    """The places with a bound above 0, in rounds of falling bounds, each with the bound that all the rest are below."""
+    positive = bounds[bounds > 0]
+    if not positive.size:
+        return
+    least, low, high = float(positive.min()), float(positive.max()), np.inf
+    while high > least:
+        yield np.flatnonzero((bounds >= low - _SLACK) & (bounds < high)), low
+        high = low - _SLACK
+        low = max(low * _STEP, least)
 
 
 def _encode(ids: list[int]) -> _Encoded:
@@ -189,41 +199,13 @@ def _encode(ids: list[int]) -> _Encoded:
     return ids
 
 
-def _bound(m: int, n: int) -> float:
-    """The highest F1 that texts of m and n tokens can have."""
-    return 2 * min(m, n) / (m + n) if m and n else 0.0
+def _f1(distances: NDArray[np.integer], m: int, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """ROUGE-L F1 (K,) from Indel distances (K,) of a text of m tokens to texts of `lengths` (K,), none of them 0.
 
-
-def _bounds(lengths: NDArray[np.int64], n: int) -> NDArray[np.float64]:
-    return np.array([_bound(int(m), n) for m in lengths])
-
-
-def _most_distance(lengths: NDArray[np.int64], n: int, scores: NDArray[np.float64]) -> int:
-    """The largest Indel distance with which any of the queries could still reach its score."""
-    return int(np.max((lengths + n) * (1 - scores)) + 1e-6)
-
-
-def _distances(queries: list[_Encoded], texts: list[_Encoded], cutoff: int) -> NDArray[np.int32]:
-    """Indel distances (R, K); whatever is above the cutoff may read cutoff + 1."""
-    if len(queries) > 1:  # Without a cutoff rapidfuzz compares many queries in one vector instruction.
-        return process.cdist(queries, texts, scorer=Indel.distance, dtype=np.int32)
-    return process.cdist(queries, texts, scorer=Indel.distance, dtype=np.int32, score_cutoff=max(cutoff, 0))
-
-
-def _f1(distances: NDArray[np.int32], lengths: NDArray[np.int64], n: int) -> NDArray[np.float64]:
-    """ROUGE-L F1 (K,) from Indel distances (K,) to texts of n tokens, with the very operations of `rouge_score`, in their order.
-
-    lengths: (K,), or (1,) where all distances are of one query.
+    The operations are those of `rouge_score`, in their order.
     """
-    lcs = (lengths + n - distances) // 2
-    precision, recall = lcs / np.maximum(lengths, 1), lcs / max(n, 1)
-    return np.where(lcs > 0, 2 * precision * recall / np.where(lcs > 0, precision + recall, 1.0), 0.0)
-
-
-def _improve(
-    places: NDArray[np.int64], scores: NDArray[np.float64], rows: NDArray[np.int64], known: NDArray[np.int64], f1: NDArray[np.float64]
-) -> None:
-    """Put what was found for these rows into places and scores (in place) where it beats, or ties and was added earlier."""
-    better = (f1 > scores[rows]) | ((f1 == scores[rows]) & (known < places[rows]))
-    places[rows[better]] = known[better]
-    scores[rows[better]] = f1[better]
+    lcs = (m + lengths - distances) // 2
+    precision, recall = lcs / m, lcs / lengths
+    total = precision + recall
+    f1: NDArray[np.float64] = np.where(lcs > 0, 2 * precision * recall / np.where(lcs > 0, total, 1.0), 0.0)
+    return f1

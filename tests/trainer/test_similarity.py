@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from trainer import similarity
 from trainer.similarity import SimilarityIndex, rouge_l, tokenize
 
 ORACLE = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
@@ -50,7 +50,7 @@ def test_any_two_texts_score_between_0_and_1_in_either_order(first: str, second:
     assert 0 <= rouge_l(first, second) == rouge_l(second, first) <= 1
 
 
-def test_a_batch_decides_as_rouge_score_does_over_many_pairs() -> None:
+def test_an_index_decides_as_rouge_score_does_over_many_pairs() -> None:
     known, new = some_texts(300, seed=1), some_texts(150, seed=2)
     index = SimilarityIndex((str(place), text) for place, text in enumerate(known))
     for text, found in zip(new, index.nearest_many(new), strict=True):
@@ -103,18 +103,24 @@ def test_texts_without_tokens_are_similar_to_nothing_not_even_to_each_other() ->
     assert index.nearest("hello") == ("second", 1.0)
 
 
-def test_no_known_text_is_missed_where_a_piece_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(similarity, "_PIECE", 3)
-    monkeypatch.setattr(similarity, "_ROWS", 2)
-    known = [f"word{number} same" for number in range(10)]
-    index = SimilarityIndex((text, text) for text in known)
-    assert index.nearest_many(known) == [(text, 1.0) for text in known]
+def test_repeated_words_count_as_often_as_both_texts_have_them() -> None:
+    index = SimilarityIndex([("once", "row the boat"), ("thrice", "row row row the boat")])
+    assert index.nearest("row row row") == ("thrice", oracle("row row row", "row row row the boat"))
+    assert index.top("row", 2) == [("once", 0.5), ("thrice", oracle("row", "row row row the boat"))]
+
+
+@settings(deadline=None)
+@given(known=st.lists(LATIN, max_size=12), text=LATIN, n=st.integers(0, 14))
+def test_the_top_is_what_sorting_every_score_gives(known: list[str], text: str, n: int) -> None:
+    index = SimilarityIndex((str(place), other) for place, other in enumerate(known))
+    ranked = sorted((-oracle(text, other), place) for place, other in enumerate(known))
+    assert index.top(text, n) == [(str(place), abs(negative)) for negative, place in ranked[:n]]
 
 
 def test_a_vocabulary_larger_than_there_are_characters_still_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     known, new = some_texts(60, seed=7), some_texts(30, seed=8)
     expected = SimilarityIndex((str(place), text) for place, text in enumerate(known)).nearest_many(new)
-    monkeypatch.setattr(similarity.sys, "maxunicode", 10)  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys, "maxunicode", 10)
     assert SimilarityIndex((str(place), text) for place, text in enumerate(known)).nearest_many(new) == expected
 
 
