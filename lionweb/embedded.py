@@ -100,7 +100,8 @@ def wait_until_ready(url: str, *, timeout_s: float) -> None:
 def server_pid(folder: Path) -> int | None:
     """The pid that the data folder's server wrote down, whether or not it still lives."""
     with suppress(FileNotFoundError, IndexError, ValueError, PermissionError):
-        return int((folder / "postmaster.pid").read_text().splitlines()[0])
+        pid = int((folder / "postmaster.pid").read_text().splitlines()[0])
+        return pid if pid > 0 else None  # negative: not a server, but initdb at work
     return None
 
 

@@ -39,6 +39,7 @@ MARK = "LIONWEB_SUPERVISED"
 PROCFILE_SETTINGS = ("LIONWEB_BIND", "LIONWEB_PORT", "LIONWEB_OFFLINE_PORT", "LIONWEB_WEB_THREADS", "LIONWEB_TEACHER_THREADS")
 STOP_APP_S = 4  # then SIGKILL: nothing is lost by it, a job is taken up again where it was
 STOP_POSTGRES_S = 5
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CannotStart(Exception):
@@ -270,7 +271,7 @@ def _run(place: Place, url: str, health_url: str, environment: dict[str, str]) -
     except KeyboardInterrupt:
         return 0
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # once is enough
         print("\nStopping.", flush=True)
         _stop(manager, place)
@@ -280,7 +281,7 @@ def _stop_on_signals() -> None:
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, stop)
 
 
