@@ -35,7 +35,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from trainer.checkpoints import SPARE_BYTES, Manifest, find_checkpoint, read_checkpoint, require_space, write_checkpoint, writing_whole
+from trainer.checkpoints import SPARE_BYTES, Manifest, find_checkpoint, require_space, write_checkpoint, writing_whole
 from trainer.config import RunConfig
 from trainer.errors import Cancelled, ConfigError
 from trainer.records import Example, Metric
@@ -444,5 +444,3 @@ def peak_memory_gib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
-
-__all__ = ["LossDiverged", "collate", "encode_examples", "imitate", "plan_order", "read_checkpoint", "step_count", "work_fingerprint"]

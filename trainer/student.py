@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 SCRATCH_CONTEXT = 2048
 """Context of the student made from random weights, in tokens (bytes)."""
 
+SCRATCH_CHAT = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+"""The scratch student's own chat form: a text and a line end. A third of the paper form's bytes, so a third of the time of a small step."""
+
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _NO_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
@@ -191,6 +194,7 @@ def byte_tokenizer() -> Any:
         pad_token="<pad>",
         clean_up_tokenization_spaces=False,
         model_max_length=SCRATCH_CONTEXT,
+        chat_template=SCRATCH_CHAT,
     )
 
 

@@ -1,0 +1,164 @@
+"""The process that holds a student: `python -m trainer.child`, started by `trainer.launch`.
+
+It reads one line of JSON (the task), does it, and writes events to stdout, one JSON object a line. Meanwhile a thread reads stdin: a line
+`stop` asks for a graceful end, and the end of the stream means that the parent is gone, whereupon the process ends at once: no
+orphan keeps a GPU. Whatever a library prints goes to stderr.
+
+Task: {"task": "imitate" | "respond" | "answer", "config", "iteration", "start": path or null, "folder", "input": JSONL file, "done": [keys]}.
+Events: metric, responses, answers, checkpoint, and last one of finished, stopped, failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import trainer.errors
+from trainer.config import config_from_dict
+from trainer.errors import Cancelled, ConfigError, TrainerError
+from trainer.records import BenchmarkItem, Example, Instruction, Metric, Origin
+
+Emit = Callable[[dict[str, Any]], None]
+
+STOP = "stop"
+"""The line on stdin that asks for a graceful end."""
+
+ORPHANED = 3
+"""Exit status when the parent is gone; nobody is left to read it but the system's log."""
+
+
+def main() -> NoReturn:
+    """Do the one task that stdin names and end the process."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    emit = take_stdout()
+    lines = read_lines(0)
+    first = next(lines, None)
+    if first is None:
+        os._exit(ORPHANED)
+    stop = threading.Event()
+    threading.Thread(target=watch_parent, args=(lines, stop), daemon=True).start()
+    emit(outcome(first, emit, stop))
+    sys.stderr.flush()
+    os._exit(0)  # everything is written: the libraries' own teardown would only take time
+
+
+def take_stdout() -> Emit:
+    """Keep stdout for events and let everything else that prints write to stderr."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def emit(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event, ensure_ascii=False) + "\n")
+        events.flush()
+
+    return emit
+
+
+def read_lines(descriptor: int) -> Iterator[str]:
+    """Lines of a file descriptor without Python's buffer, whose lock a thread that waits would hold while the process ends."""
+    rest = b""
+    while chunk := os.read(descriptor, 65536):
+        *complete, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode() for line in complete)
+
+
+def watch_parent(lines: Iterator[str], stop: threading.Event) -> None:
+    """Set `stop` when asked to; end the process at once when the parent is gone."""
+    for line in lines:
+        if line.strip() == STOP:
+            stop.set()
+    os._exit(ORPHANED)
+
+
+def outcome(line: str, emit: Emit, stop: threading.Event) -> dict[str, Any]:
+    """Do the task and give its last event."""
+    try:
+        do_task(json.loads(line), emit, should_stop=stop.is_set)
+    except Cancelled as error:
+        return {"event": "stopped", "message": str(error)}
+    except TrainerError as error:
+        fields = error.fields if isinstance(error, ConfigError) else {}
+        return {"event": "failed", "error": public_name(error), "message": str(error), "fields": fields}
+    return {"event": "finished"}
+
+
+def public_name(error: TrainerError) -> str:
+    """The nearest class of `trainer.errors`, which the parent knows without importing what raised it."""
+    return next(kind.__name__ for kind in type(error).__mro__ if vars(trainer.errors).get(kind.__name__) is kind)
+
+
+def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]) -> None:
+    """One stage's work with the student, told as events. Raises ConfigError for an unknown task."""
+    quiet_libraries()
+    from trainer.student import LocalStudent
+
+    student = LocalStudent(
+        config_from_dict(task["config"]),
+        Path(task["folder"]),
+        Path(task["start"]) if task["start"] else None,
+        iteration=task["iteration"],
+        should_stop=should_stop,
+    )
+    rows = read_jsonl(Path(task["input"]))
+    if task["task"] == "imitate":
+        imitate(student, rows, task["iteration"], emit)
+    elif task["task"] == "respond":
+        student.respond(
+            [read_instruction(row) for row in rows],
+            done=frozenset(task.get("done", ())),
+            keep=lambda responses: emit({"event": "responses", "responses": [response.as_dict() for response in responses]}),
+        )
+    elif task["task"] == "answer":
+        done = frozenset(task.get("done", ()))
+        student.answer([BenchmarkItem(**row) for row in rows], keep=lambda answers: emit_answers(answers, done, emit))
+    else:
+        raise ConfigError(f"There is no task {task['task']!r}. The child knows: imitate, respond, answer.")
+
+
+def imitate(student: Any, rows: Sequence[dict[str, Any]], iteration: int, emit: Emit) -> None:
+    """Tune, telling each metric and at the end the checkpoint."""
+
+    def tell(metric: Metric) -> None:
+        emit({"event": "metric", **metric.as_dict()})
+
+    examples = [Example(instruction=read_instruction(row["instruction"]), response=row["response"]) for row in rows]
+    info = student.imitate(examples, iteration=iteration, on_metric=tell)
+    emit({"event": "checkpoint", "path": str(info.path), "step": info.step, "first_loss": info.first_loss, "last_loss": info.last_loss})
+
+
+def emit_answers(answers: list[tuple[BenchmarkItem, str]], done: frozenset[str], emit: Emit) -> None:
+    """Tell the replies of one batch that are not known yet."""
+    missing = [[item.key, reply] for item, reply in answers if item.key not in done]
+    if missing:
+        emit({"event": "answers", "answers": missing})
+
+
+def read_instruction(row: dict[str, Any]) -> Instruction:
+    """An Instruction from its JSON form."""
+    return Instruction(**{**row, "origin": Origin(row.get("origin", Origin.SEED))})
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file. Raises ConfigError where it is missing or broken."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The input {path} cannot be read: {error}. Start the stage again to have it written anew.") from None
+
+
+def quiet_libraries() -> None:
+    """No progress bars: stderr is kept for what helps to understand an end without a word."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Start the process that holds a student, relay what it tells, and turn how it ended into a typed error. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import trainer.errors
+from trainer.errors import Cancelled, ChildDied, ConfigError, TrainerError
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+"""How often should_stop is asked."""
+
+LAST_LINES = 15
+"""How much of the child's stderr goes into the message of a ChildDied."""
+
+ENDINGS = ("finished", "failed", "stopped")
+
+Event = dict[str, Any]
+
+
+def run_child(
+    task: dict[str, Any],
+    *,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Do a task of `trainer.child` in a process of its own; returns when it finished.
+
+    on_event is called in this thread, first with {"event": "started", "pid": n}, then with each event the child tells but its last.
+    should_stop is asked about every half second; a True lets the child save what it has. environment: None for a copy of ours.
+    Raises the error the child reports, Cancelled when it was stopped, ChildDied when it ended without a word. The child never
+    outlives the call, nor this process.
+    """
+    child = _start(environment)
+    events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+    last_lines: deque[str] = deque(maxlen=LAST_LINES)
+    assert child.stdin and child.stdout and child.stderr
+    readers = [
+        threading.Thread(target=_read_events, args=(child.stdout, events, last_lines), daemon=True),
+        threading.Thread(target=_read_errors, args=(child.stderr, last_lines), daemon=True),
+    ]
+    try:
+        for reader in readers:
+            reader.start()
+        on_event({"event": "started", "pid": child.pid})
+        _send(child.stdin, json.dumps(task))
+        ending = _relay(child.stdin, events, on_event, should_stop)
+    finally:
+        _end(child)
+    if ending is None:
+        readers[1].join()
+        raise ChildDied(_last_words(child.returncode, last_lines))
+    _raise_for(ending)
+
+
+def _start(environment: Mapping[str, str] | None) -> subprocess.Popen[str]:
+    """The child, in a session of its own so that a Ctrl-C reaches the parent alone, which then stops it in order."""
+    variables = dict(os.environ if environment is None else environment)
+    package = str(Path(__file__).resolve().parent.parent)
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, (package, variables.get("PYTHONPATH"))))
+    # Threads that wait must sleep: spinning ones would fight over the cores with whatever else runs on the machine.
+    variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    variables.setdefault("TOKENIZERS_PARALLELISM", "false")
+    variables.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainer.child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=variables,
+        start_new_session=True,
+    )
+
+
+def _read_events(stream: IO[str], events: queue.SimpleQueue[Event | None], last_lines: deque[str]) -> None:
+    for line in stream:
+        try:
+            events.put(json.loads(line))
+        except json.JSONDecodeError:  # the end of a line that a kill cut off
+            last_lines.append(line.rstrip())
+    events.put(None)
+
+
+def _read_errors(stream: IO[str], last_lines: deque[str]) -> None:
+    for line in stream:
+        last_lines.append(line.rstrip())
+        log.debug("child: %s", line.rstrip())
+
+
+def _relay(stdin: IO[str], events: queue.SimpleQueue[Event | None], on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> Event | None:
+    """Pass events on until the child's last; gives that one, or None when there is none."""
+    stopping, next_poll = False, time.monotonic()
+    while True:
+        if not stopping and time.monotonic() >= next_poll:
+            next_poll = time.monotonic() + POLL_S
+            if should_stop():
+                stopping = True
+                _send(stdin, "stop")
+        try:
+            event = events.get(timeout=POLL_S)
+        except queue.Empty:
+            continue
+        if event is None or event["event"] in ENDINGS:
+            return event
+        on_event(event)
+
+
+def _send(stdin: IO[str], line: str) -> None:
+    try:
+        stdin.write(line + "\n")
+        stdin.flush()
+    except BrokenPipeError:
+        log.debug("The child ended before it could be told anything.")
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Wait for a child that has told its last event; one that has not (the caller gave up) is killed."""
+    assert child.stdin
+    try:
+        child.stdin.close()  # the end of its stdin ends the child
+    except BrokenPipeError:
+        log.debug("The child closed its stdin first.")
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _last_words(returncode: int, last_lines: deque[str]) -> str:
+    if returncode < 0:
+        how = f"was killed by {signal.Signals(-returncode).name}"
+        advice = "If nobody did that, the machine ran out of memory: choose a smaller batch or student." if returncode == -signal.SIGKILL else ""
+    else:
+        how, advice = f"ended with status {returncode}", ""
+    told = "\n".join(last_lines)
+    return " ".join(filter(None, (f"The process that held the student {how}.", advice))) + (f" Its last lines:\n{told}" if told else "")
+
+
+def _raise_for(ending: Event) -> None:
+    if ending["event"] == "stopped":
+        raise Cancelled(ending["message"])
+    if ending["event"] == "failed":
+        kind = getattr(trainer.errors, ending["error"], TrainerError)
+        if issubclass(kind, ConfigError):
+            raise kind(ending["message"], fields=ending.get("fields", {}))
+        raise kind(ending["message"])
