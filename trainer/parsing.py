@@ -15,6 +15,9 @@ from trainer.errors import ResponseFormatError
 
 LOWEST, HIGHEST = 1.0, 10.0
 
+_READ = 400
+"""Characters of a line that are looked at for scores: they stand at its head, and no line can then be made slow to read."""
+
 _DRESS = r"[\s*_`~#>|\"'()\[\]{}\u2022\u00b7-]*"
 _MARKUP = r"[\s*_`~|\"'()\[\]{}<>]*"
 _WHO = r"(?:the\s+)?assistant\s*#?\s*(?P<{name}>[12])(?!\d)(?:\s*'s)?"
@@ -113,14 +116,15 @@ def _last_pair(mentions: list[_Mention], lines: list[str]) -> list[_Mention]:
     only, the block before it is taken in, and so on.
     """
     taken: list[_Mention] = []
+    missing = {1, 2}
     for mention in reversed(mentions):
-        if {item.who for item in taken} == {1, 2} and not _adjoin(mention.line, taken[0].line, lines):
+        if not missing and not _adjoin(mention.line, taken[-1].line, lines):
             break
-        taken.insert(0, mention)
-    missing = {1, 2} - {mention.who for mention in taken}
+        taken.append(mention)
+        missing.discard(mention.who)
     if missing:
         raise ResponseFormatError(f"The referee's reply has no score for assistant {' and '.join(map(str, sorted(missing)))}.")
-    return taken
+    return taken[::-1]
 
 
 def _adjoin(above: int, below: int, lines: list[str]) -> bool:
@@ -166,8 +170,8 @@ def _is_only_a_number(text: str) -> bool:
 
 
 def _plain(line: str) -> str:
-    """The line with full-width forms folded and every script's digits as 0-9."""
-    folded = unicodedata.normalize("NFKC", line).translate(_FOLDED)
+    """The head of a line with full-width forms folded and every script's digits as 0-9."""
+    folded = unicodedata.normalize("NFKC", line[:_READ])[:_READ].translate(_FOLDED)
     if folded.isascii():
         return folded
     return "".join(_ascii_digit(character) for character in folded)

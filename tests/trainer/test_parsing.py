@@ -90,6 +90,13 @@ def test_prose_that_counts_something_is_not_a_score() -> None:
     assert (scores.first, scores.second) == (5, 6)
 
 
+@pytest.mark.parametrize("filler", [" ", "*", "# ", "(", "8 ", "\ufdfa"])
+@pytest.mark.parametrize("head", ["", "assistant", "Score of assistant 1", "Score of assistant 1: 8", "Assistant 1: 8"])
+def test_a_line_without_end_is_refused_and_not_pondered(head: str, filler: str) -> None:
+    with pytest.raises(ResponseFormatError):
+        parse_scores(head + filler * 200_000 + "x")
+
+
 def test_evidence_written_after_the_scores_is_kept() -> None:
     assert parse_scores("Score of assistant 1: 5\nScore of assistant 2: 6\nThe second is kinder.").evidence == "The second is kinder."
 
