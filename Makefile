@@ -22,7 +22,7 @@ check: $(VENV)/.installed-dev  ## lint, types, layers, templates, migrations
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy trainer lionweb experiments
 	$(BIN)/lint-imports
-	$(BIN)/djade --check $$(git ls-files 'templates/*.html')
+	$(BIN)/djade --target-version 5.2 --check $$(git ls-files 'templates/*.html')
 	$(BIN)/python manage.py makemigrations --check --dry-run
 
 bench: $(VENV)/.installed-dev  ## run the benchmarks, a JSON object a line (ONLY=name for one)

