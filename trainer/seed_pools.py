@@ -99,7 +99,7 @@ def _line_records(text: str, problems: list[tuple[int, str]]) -> Iterator[tuple[
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             problems.append((number, f"Not JSON ({_reason(error)}). Write one whole JSON object on this line."))
         else:
             yield number, record
@@ -114,7 +114,7 @@ def _array_elements(text: str, problems: list[tuple[int, str]]) -> Iterator[tupl
         line, counted = line + text.count("\n", counted, at), at
         try:
             record, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             broken = error.lineno if isinstance(error, json.JSONDecodeError) else line
             problems.append((broken, f"Not JSON ({_reason(error)}). Mend it; what follows could not be read."))
             return
@@ -184,8 +184,10 @@ def _kind(value: Any) -> str:
     return names[type(value)]
 
 
-def _reason(error: json.JSONDecodeError | RecursionError) -> str:
-    return error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+def _reason(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
 def _undecodable(data: bytes) -> list[tuple[int, str]]:

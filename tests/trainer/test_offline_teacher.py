@@ -131,6 +131,7 @@ def test_a_request_it_cannot_serve_is_refused_as_openai_would(
 def test_what_is_no_json_no_path_or_no_such_method_is_refused(teacher: OfflineTeacher) -> None:
     url = f"{teacher.base_url}/chat/completions"
     assert CLIENT.post(url, content=b"{").status_code == 400
+    assert CLIENT.post(url, content=b"[" * 100_000).status_code == 400
     assert CLIENT.get(url).status_code == 405
     assert CLIENT.get(f"{teacher.url}/v2/nothing").status_code == 404
 

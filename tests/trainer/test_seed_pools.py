@@ -122,6 +122,8 @@ def test_an_element_of_an_array_is_named_by_the_line_it_starts_on() -> None:
         ('[{"instruction": "a"}\n', 2, "closing ]"),
         ('[{"instruction": "a"}]\n[1]', 1, "after the closing ]"),
         ("[" * 100_000, 1, "Not JSON"),
+        ('{"instruction": "a"}\n{"id": ' + "1" * 5000 + "}", 2, "a number is too long"),
+        ("[" + "1" * 5000 + "]", 1, "a number is too long"),
         ("[]", 1, "no instruction"),
         ("", 1, "no instruction"),
         (" \n\n", 1, "no instruction"),

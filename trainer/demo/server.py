@@ -341,7 +341,7 @@ def _read_request(body: bytes) -> dict[str, Any]:
     """A checked chat request. Raises Refused as OpenAI's API would."""
     try:
         request = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refused(400, "invalid_json", "The body is not JSON.") from None
     if not isinstance(request, dict) or not _are_messages(request.get("messages")):
         raise Refused(400, "invalid_messages", "'messages' must be a list of at least one object with the texts 'role' and 'content'.")
