@@ -162,7 +162,7 @@ def read_checkpoint(path: Path) -> Manifest:
         known = {f.name for f in fields(Manifest)}
         return Manifest(**{name: value for name, value in data.items() if name in known})
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"There is no checkpoint at {path}: {MANIFEST} is missing. Choose another one, or run its imitation again.") from None
+        raise ConfigError(f"There is no checkpoint at {path}: {MANIFEST} is missing. Choose another, or run its imitation again.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path / MANIFEST} cannot be read: {error}. Restore it from a copy, or run its imitation again.") from None
 

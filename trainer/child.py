@@ -4,7 +4,8 @@ It reads one line of JSON (the task), does it, and writes events to stdout, one 
 `stop` asks for a graceful end, and the end of the stream means that the parent is gone, whereupon the process ends at once: no
 orphan keeps a GPU. Whatever a library prints goes to stderr.
 
-Task: {"task": "imitate" | "respond" | "answer", "config", "iteration", "start": path or null, "folder", "input": JSONL file, "done": [keys]}.
+Task: {"task": "imitate" | "respond" | "answer", "config", "iteration", "start": path or null, "folder": where checkpoints go,
+"input": a JSONL file, "done": [keys]}.
 Events: metric, responses, answers, checkpoint, and last one of finished, stopped, failed.
 """
 
@@ -90,7 +91,8 @@ def outcome(line: str, emit: Emit, stop: threading.Event) -> dict[str, Any]:
 
 def public_name(error: TrainerError) -> str:
     """The nearest class of `trainer.errors`, which the parent knows without importing what raised it."""
-    return next(kind.__name__ for kind in type(error).__mro__ if vars(trainer.errors).get(kind.__name__) is kind)
+    names = (kind.__name__ for kind in type(error).__mro__ if vars(trainer.errors).get(kind.__name__) is kind)
+    return next(names, TrainerError.__name__)
 
 
 def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]) -> None:
@@ -157,7 +159,8 @@ def quiet_libraries() -> None:
     """No progress bars: stderr is kept for what helps to understand an end without a word."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
+    disable: Any = transformers_logging.disable_progress_bar  # untyped in the library
+    disable()
 
 
 if __name__ == "__main__":

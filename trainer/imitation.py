@@ -229,10 +229,15 @@ def encode_examples(tokenizer: Any, examples: Sequence[Example], *, template: st
         if len(prompt) < max_length
     ]
     if not encoded:
-        text = f"None of the {len(examples)} examples can be learnt from: no prompt is shorter than {max_length} tokens. Raise imitation.max_length."
-        raise ConfigError(text if examples else "There are no examples to tune on.", fields={"imitation.max_length": text})
-    if len(encoded) < len(examples):
-        log.warning("%d of %d examples left out: their prompts fill all %d tokens.", len(examples) - len(encoded), len(examples), max_length)
+        if not examples:
+            raise ConfigError("There are no examples to tune on: no instruction of the train pool has a usable response.")
+        text = (
+            f"All {len(examples)} prompts fill the {max_length} tokens of an example, so nothing can be learnt. Raise imitation.max_length."
+        )
+        raise ConfigError(text, fields={"imitation.max_length": text})
+    left_out = len(examples) - len(encoded)
+    if left_out:
+        log.warning("%d of %d examples left out: their prompts fill all %d tokens.", left_out, len(examples), max_length)
     return encoded
 
 
@@ -366,8 +371,8 @@ class Tuning(Trainer):
             return
         step = self.state.global_step
         if not math.isfinite(logs["loss"]):
-            rate = self.args.learning_rate
-            text = f"The loss is {logs['loss']} at step {step} of {self.state.max_steps}. Lower the learning rate ({rate:g}), or use fp32 or bf16."
+            when, rate = f"at step {step} of {self.state.max_steps}", self.args.learning_rate
+            text = f"The loss is {logs['loss']} {when}. Lower imitation.learning_rate ({rate:g}), or use fp32 or bf16."
             raise LossDiverged(text, fields={"imitation.learning_rate": text})
         norm = logs.get("grad_norm")
         self.on_metric(
@@ -390,7 +395,7 @@ class Tuning(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the library's own save aside, rename it when it is complete, then drop the older ones."""
-        work = Path(self.args.output_dir)
+        work = Path(str(self.args.output_dir))
         final = work / f"checkpoint-{self.state.global_step}"
         with writing_whole(final, needed=self.save_bytes + SPARE_BYTES) as unfinished:
             self.args.output_dir = str(unfinished)
@@ -443,4 +448,3 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
-

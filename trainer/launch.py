@@ -49,7 +49,9 @@ def run_child(
     child = _start(environment)
     events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     last_lines: deque[str] = deque(maxlen=LAST_LINES)
-    assert child.stdin and child.stdout and child.stderr
+    assert child.stdin
+    assert child.stdout
+    assert child.stderr
     readers = [
         threading.Thread(target=_read_events, args=(child.stdout, events, last_lines), daemon=True),
         threading.Thread(target=_read_errors, args=(child.stderr, last_lines), daemon=True),
@@ -105,7 +107,9 @@ def _read_errors(stream: IO[str], last_lines: deque[str]) -> None:
         log.debug("child: %s", line.rstrip())
 
 
-def _relay(stdin: IO[str], events: queue.SimpleQueue[Event | None], on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> Event | None:
+def _relay(
+    stdin: IO[str], events: queue.SimpleQueue[Event | None], on_event: Callable[[Event], None], should_stop: Callable[[], bool]
+) -> Event | None:
     """Pass events on until the child's last; gives that one, or None when there is none."""
     stopping, next_poll = False, time.monotonic()
     while True:
@@ -148,7 +152,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 def _last_words(returncode: int, last_lines: deque[str]) -> str:
     if returncode < 0:
         how = f"was killed by {signal.Signals(-returncode).name}"
-        advice = "If nobody did that, the machine ran out of memory: choose a smaller batch or student." if returncode == -signal.SIGKILL else ""
+        advice = "If nobody did that, memory ran out: choose a smaller batch or student." if returncode == -signal.SIGKILL else ""
     else:
         how, advice = f"ended with status {returncode}", ""
     told = "\n".join(last_lines)
@@ -159,7 +163,7 @@ def _raise_for(ending: Event) -> None:
     if ending["event"] == "stopped":
         raise Cancelled(ending["message"])
     if ending["event"] == "failed":
-        kind = getattr(trainer.errors, ending["error"], TrainerError)
-        if issubclass(kind, ConfigError):
-            raise kind(ending["message"], fields=ending.get("fields", {}))
-        raise kind(ending["message"])
+        error: TrainerError = getattr(trainer.errors, ending["error"], TrainerError)(ending["message"])
+        if isinstance(error, ConfigError):
+            error.fields = ending.get("fields", {})
+        raise error

@@ -67,7 +67,13 @@ class LocalStudent:
         from trainer.imitation import imitate
 
         info = imitate(
-            self.config, examples, iteration=iteration, start=self.start, folder=self.folder, on_metric=on_metric, should_stop=self.should_stop
+            self.config,
+            examples,
+            iteration=iteration,
+            start=self.start,
+            folder=self.folder,
+            on_metric=on_metric,
+            should_stop=self.should_stop,
         )
         self.start, self.iteration, self._speaker = info.path, iteration, None
         return info
@@ -115,7 +121,7 @@ class LocalStudent:
             keys = [instructions[i].key for i in batch]
             if all(key in done for key in keys):
                 continue
-            with memory_errors(f"a batch of {len(batch)} responses. Lower respond.batch_size ({settings.batch_size}) or respond.max_new_tokens."):
+            with memory_errors(f"a batch of {len(batch)} responses. Lower respond.batch_size or respond.max_new_tokens."):
                 replies = speaker.generate(
                     [prompts[i] for i in batch],
                     max_new_tokens=settings.max_new_tokens,
@@ -182,12 +188,14 @@ def byte_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    make: Any = PreTrainedTokenizerFast  # untyped in the library
+
     specials = {"<s>": 256, "</s>": 257, "<pad>": 258}
     core = Tokenizer(models.BPE(vocab={**_byte_letters(), **specials}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
-    return PreTrainedTokenizerFast(
+    return make(
         tokenizer_object=core,
         bos_token="<s>",
         eos_token="</s>",
@@ -308,7 +316,7 @@ def _at(revision: str) -> dict[str, str]:
 
 
 def _no_student(name: str, reason: str) -> ConfigError:
-    text = f"There is no student {name!r} that can be loaded ({reason}). Set student.model to a Hub name, a local folder or {SCRATCH_MODEL}."
+    text = f"There is no student {name!r} ({reason}). Set student.model to a Hub name, a local folder or {SCRATCH_MODEL}."
     return ConfigError(text, fields={"student.model": text})
 
 
@@ -380,7 +388,8 @@ class Speaker:
         pad = pad_id_of(self.tokenizer)
         input_ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])  # (B, T), left-padded
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        settings = GenerationConfig(
+        make: Any = GenerationConfig  # untyped in the library
+        settings = make(
             max_new_tokens=min(max_new_tokens, self.context - width), do_sample=False, pad_token_id=pad, eos_token_id=list(self.stop_ids)
         )
         with torch.inference_mode():
@@ -432,7 +441,8 @@ def load_speaker(config: RunConfig, start: Path | None) -> Speaker:
     listed = known if isinstance(known, list) else [known]
     stop_ids = sorted({int(i) for i in (*listed, tokenizer.eos_token_id) if i is not None})
     # A model's own sampling defaults (temperature, top-k, penalties) would otherwise be mixed into ours.
-    model.generation_config = GenerationConfig(pad_token_id=pad_id_of(tokenizer), eos_token_id=stop_ids)
+    make: Any = GenerationConfig  # untyped in the library
+    model.generation_config = make(pad_token_id=pad_id_of(tokenizer), eos_token_id=stop_ids)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return Speaker(model=model, tokenizer=tokenizer, context=context_of(model), stop_ids=tuple(stop_ids))
