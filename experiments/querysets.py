@@ -5,7 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from django.db.models import Case, CharField, Count, Exists, F, IntegerField, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.contrib.postgres.search import SearchQuery
+from django.db import connection
+from django.db.models import (
+    Avg,
+    Case,
+    CharField,
+    Count,
+    Exists,
+    F,
+    FilteredRelation,
+    IntegerField,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Value,
+    When,
+)
 from django.db.models.functions import Coalesce
 
 from experiments.models import BenchmarkScore, Candidate, Instruction, Iteration, Job, Metric, Response, Role, Run, Verdict
@@ -143,3 +160,91 @@ def items_done(step: str, iteration: Iteration) -> int:
         "benchmarks": iteration.answers.all(),
     }
     return counts[step].count() if step in counts else 0
+
+
+def live_jobs() -> QuerySet[Job]:
+    """Queued and running jobs of all runs, the running ones first, with their runs."""
+    jobs = Job.objects.filter(state__in=sorted(LIVE)).select_related("stage__iteration__run__experiment", "stage__iteration__run__owner")
+    return jobs.order_by(F("started_at").asc(nulls_last=True), "id")
+
+
+def unresolved_jobs() -> QuerySet[Job]:
+    """Failed and crashed jobs whose step nobody has tried again, newest first: they wait for a person."""
+    superseded = Job.objects.filter(stage=OuterRef("stage"), step=OuterRef("step"), pk__gt=OuterRef("pk"))
+    jobs = Job.objects.filter(state__in=[JobState.FAILED, JobState.CRASHED]).filter(~Exists(superseded))
+    return jobs.select_related("stage__iteration__run__experiment").order_by("-id")
+
+
+def verdict_counts(runs: Iterable[Run]) -> dict[int, dict[int, dict[str, int]]]:
+    """run id -> iteration number -> label -> number of verdicts, of iterations that have any."""
+    rows = Verdict.objects.filter(iteration__run__in=runs).order_by()
+    counted = rows.values_list("iteration__run", "iteration__number", "label").annotate(n=Count("pk"))
+    result: dict[int, dict[int, dict[str, int]]] = {}
+    for run, number, label, n in sorted(counted):
+        result.setdefault(run, {}).setdefault(number, {})[label] = n
+    return result
+
+
+def mean_discrepancies(runs: Iterable[Run]) -> dict[int, dict[int, float]]:
+    """run id -> iteration number -> mean discrepancy of the verdicts that have one; the quarantined have none."""
+    rows = Verdict.objects.filter(iteration__run__in=runs, discrepancy__isnull=False).order_by()
+    averaged = rows.values_list("iteration__run", "iteration__number").annotate(mean=Avg("discrepancy"))
+    result: dict[int, dict[int, float]] = {}
+    for run, number, mean in sorted(averaged):
+        result.setdefault(run, {})[number] = mean
+    return result
+
+
+def instructions_beside_verdicts(run: Run, iteration: Iteration | None) -> QuerySet[Instruction]:
+    """A run's instructions, each with the `verdict` of one iteration as joined columns (none where it was not judged there).
+
+    One join on (instruction, iteration), so that a page of a million instructions asks for no verdict it does not show.
+    """
+    judged = Q(verdicts__iteration=iteration.pk if iteration else None)
+    joined = run.instructions.annotate(verdict=FilteredRelation("verdicts", condition=judged))
+    return joined.annotate(
+        label=F("verdict__label"),
+        discrepancy=F("verdict__discrepancy"),
+        teacher_score=F("verdict__teacher_score"),
+        student_score=F("verdict__student_score"),
+        inconsistent=F("verdict__inconsistent"),
+    )
+
+
+def matching(instructions: QuerySet[Instruction], text: str) -> QuerySet[Instruction]:
+    """Instructions that hold the words of a web-style query: "exact words", or, -not."""
+    return instructions.filter(search=SearchQuery(text, config="simple", search_type="websearch"))
+
+
+def last_judged_iteration(run: Run) -> Iteration | None:
+    """The last iteration that has verdicts."""
+    return run.iterations.filter(Exists(Verdict.objects.filter(iteration=OuterRef("pk")))).order_by("-number").first()
+
+
+def kinds_of(run: Run) -> list[str]:
+    """The kinds of a run's instructions, by one look into the index for each kind rather than a walk over all rows."""
+    sql = """
+        WITH RECURSIVE kinds AS (
+            (SELECT kind FROM experiments_instruction WHERE run_id = %(run)s ORDER BY kind LIMIT 1)
+            UNION ALL
+            SELECT (SELECT kind FROM experiments_instruction WHERE run_id = %(run)s AND kind > kinds.kind ORDER BY kind LIMIT 1)
+            FROM kinds WHERE kinds.kind IS NOT NULL
+        )
+        SELECT kind FROM kinds WHERE kind <> '' LIMIT 200
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(sql, {"run": run.pk})
+        return [kind for (kind,) in cursor.fetchall()]
+
+
+def lineage(instruction: Instruction) -> list[Instruction]:
+    """The ancestors of an instruction, the seed first, itself not among them."""
+    sql = """
+        WITH RECURSIVE ancestors AS (
+            SELECT i.*, 1 AS distance FROM experiments_instruction i WHERE i.id = %s
+            UNION ALL
+            SELECT i.*, distance + 1 FROM experiments_instruction i JOIN ancestors a ON i.id = a.parent_id WHERE distance < 1000
+        )
+        SELECT id, iteration_id, run_id, key, position, text, input, origin, parent_id, kind FROM ancestors ORDER BY distance DESC
+    """
+    return list(Instruction.objects.raw(sql, [instruction.parent_id])) if instruction.parent_id else []

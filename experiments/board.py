@@ -1,0 +1,222 @@
+"""The loop as the run page draws it: every planned step of every iteration, with what its rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import accumulate
+from typing import Any
+
+from django.utils import timezone
+
+from experiments import querysets
+from experiments.models import BenchmarkScore, Checkpoint, Iteration, Job, Metric, Run
+from experiments.states import LIVE, JobState, RunState, StageState
+from trainer.plan import STEPS, Stage, Step, plan
+
+STAGE_ORDER = (Stage.DISCRIMINATION, Stage.GENERATION, Stage.IMITATION, Stage.EVALUATION)
+
+LIVE_RUN = frozenset({RunState.QUEUED, RunState.RUNNING, RunState.STOPPING})
+"""A run in one of these states changes by itself: its page asks again."""
+
+UNITS = {Step.TUNING: "steps", Step.CANDIDATES: "new", Step.BENCHMARKS: "answers", Step.JUDGEMENTS: "judged"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepView:
+    """One step: its latest job, and how far it is."""
+
+    name: str
+    unit: str
+    state: str
+    job: Job | None
+    attempts: int
+    done: int
+    total: int
+    per_s: float | None
+    left: timedelta | None
+
+    @property
+    def percent(self) -> float:
+        return min(100.0, 100 * self.done / self.total) if self.total else 0.0
+
+    @property
+    def took(self) -> timedelta | None:
+        return self.job.ended_at - self.job.started_at if self.job and self.job.started_at and self.job.ended_at else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageView:
+    name: str
+    state: str
+    steps: Sequence[StepView]
+
+    @property
+    def failures(self) -> list[Job]:
+        return [step.job for step in self.steps if step.job and step.job.state in (JobState.FAILED, JobState.CRASHED)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterationView:
+    """One turn of the loop. The counts are None where the run has not come so far."""
+
+    number: int
+    row: Any
+    stages: Sequence[StageView | None]
+    train_pool: int | None
+    cache_pool: int | None
+    rejected: dict[str, int]
+    checkpoint: Checkpoint | None
+    scores: Sequence[BenchmarkScore]
+
+    @property
+    def rejected_total(self) -> int:
+        return sum(self.rejected.values())
+
+    @property
+    def cache_until(self) -> int:
+        """The cache pool holds what was made up to this iteration."""
+        return self.number - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    run: Any
+    iterations: Sequence[IterationView]
+    jobs: Sequence[Job]
+    metrics: Sequence[Metric]
+    scores: Sequence[BenchmarkScore]
+
+    @property
+    def live(self) -> bool:
+        return self.run.state in LIVE_RUN
+
+    @property
+    def now(self) -> list[tuple[IterationView, StageView, StepView]]:
+        """The steps that have a live job."""
+        return [
+            (iteration, stage, step)
+            for iteration in self.iterations
+            for stage in iteration.stages
+            if stage
+            for step in stage.steps
+            if step.state in LIVE
+        ]
+
+    @property
+    def failures(self) -> list[Job]:
+        return [job for iteration in self.iterations for stage in iteration.stages if stage for job in stage.failures]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the run measures anything."""
+        return any(stage and stage.name == Stage.EVALUATION for iteration in self.iterations for stage in iteration.stages)
+
+    @property
+    def has_checkpoints(self) -> bool:
+        return any(iteration.checkpoint for iteration in self.iterations)
+
+    @property
+    def judged(self) -> list[IterationView]:
+        return [iteration for iteration in self.iterations if iteration.row and iteration.row.judged]
+
+
+def read_board(run: Run, *, now: datetime | None = None) -> Board:
+    """Everything the run page shows, in a fixed number of queries. `run` comes from `runs_with_state`."""
+    jobs = list(Job.objects.filter(stage__iteration__run=run).select_related("stage__iteration").order_by("id"))
+    metrics = list(querysets.loss_curve(run))
+    rows = list(querysets.iterations_with_counts(run))
+    scores = list(querysets.macro_scores([run]))
+    checkpoints = {c.iteration_id: c for c in Checkpoint.objects.filter(iteration__run=run).defer("manifest")}
+    config = run.run_config()
+    sizes = _pool_sizes(rows, accumulated=config.loop.train_pool == "accumulate")
+    steps = _step_views(jobs, metrics, now or timezone.now())
+    rejected = querysets.rejected_by_fate(run)
+    by_number: dict[int, Iteration] = {row.number: row for row in rows}
+
+    def view(number: int, stages: dict[Stage, list[StepView]]) -> IterationView:
+        row = by_number.get(number)
+        train_pool, cache_pool = sizes.get(number, (None, None))
+        return IterationView(
+            number=number,
+            row=row,
+            stages=[_stage_view(name, stages[name]) if name in stages else None for name in STAGE_ORDER],
+            train_pool=train_pool,
+            cache_pool=cache_pool,
+            rejected=rejected.get(number, {}),
+            checkpoint=checkpoints.get(row.pk) if row else None,
+            scores=[score for score in scores if row and score.iteration_id == row.pk],
+        )
+
+    planned: dict[int, dict[Stage, list[StepView]]] = {}
+    for p in plan(config):
+        step = steps.get((p.iteration, p.step)) or _waiting(p.step)
+        planned.setdefault(p.iteration, {}).setdefault(p.stage, []).append(step)
+    iterations = [view(number, stages) for number, stages in planned.items()]
+    return Board(run=run, iterations=iterations, jobs=jobs, metrics=metrics, scores=scores)
+
+
+def _pool_sizes(rows: Sequence[Any], *, accumulated: bool) -> dict[int, tuple[int, int]]:
+    """iteration number -> (train pool, cache pool), from what each iteration made."""
+    so_far = list(accumulate((row.made for row in rows), initial=0))
+    return {row.number: (so_far[i + 1] if accumulated else row.made, so_far[i]) for i, row in enumerate(rows)}
+
+
+def _step_views(jobs: Sequence[Job], metrics: Sequence[Metric], now: datetime) -> dict[tuple[int, str], StepView]:
+    attempts: dict[tuple[int, str], list[Job]] = {}
+    for job in jobs:
+        attempts.setdefault((job.stage.iteration.number, job.step), []).append(job)
+    tuned = {metric.iteration.number: metric for metric in metrics}  # the last one of each iteration
+    firsts: dict[int, int] = {}
+    for metric in metrics:
+        firsts.setdefault(metric.job_id, metric.step)
+    return {key: _step_view(tries, tuned.get(key[0]), firsts, now) for key, tries in attempts.items()}
+
+
+def _step_view(tries: Sequence[Job], tuned: Metric | None, firsts: dict[int, int], now: datetime) -> StepView:
+    job = tries[-1]
+    before, done, total = job.items_before, job.items_done, job.items_total
+    if job.step == Step.TUNING and tuned:
+        done, total = max(done, tuned.step), tuned.steps
+        before = firsts.get(job.pk, 0) if len(tries) > 1 else 0
+    per_s = _rate(job, done - before, now)
+    left = timedelta(seconds=(total - done) / per_s) if per_s and total > done else None
+    return StepView(
+        name=job.step, unit=UNITS.get(Step(job.step), "responses"), state=job.state, job=job, attempts=len(tries), done=done, total=total,
+        per_s=per_s, left=left,
+    )  # fmt: skip
+
+
+def _rate(job: Job, done: int, now: datetime) -> float | None:
+    """Items a second of a running job, or None where it has done none yet."""
+    if job.state != JobState.RUNNING or job.started_at is None or done <= 0:
+        return None
+    return done / max((now - job.started_at).total_seconds(), 0.001)
+
+
+def step_of(job: Job, *, tuned: Metric | None = None, now: datetime | None = None) -> StepView:
+    """One live job as a step, for lists over many runs; `tuned` is its last logged step, which says how long a tuning is."""
+    return _step_view([job], tuned, {}, now or timezone.now())
+
+
+def _waiting(step: Step) -> StepView:
+    unit = UNITS.get(step, "responses")
+    return StepView(name=step, unit=unit, state=StageState.WAITING, job=None, attempts=0, done=0, total=0, per_s=None, left=None)
+
+
+def _stage_view(name: Stage, steps: Sequence[StepView]) -> StageView:
+    return StageView(name=name, state=stage_state([step.state for step in steps]), steps=steps)
+
+
+def stage_state(states: Sequence[str]) -> str:
+    """The state of a stage from those of its steps, in their order: what a person should know first."""
+    for worst in (JobState.RUNNING, JobState.FAILED, JobState.CRASHED, JobState.STOPPED, JobState.QUEUED):
+        if worst in states:
+            return StageState.FAILED if worst == JobState.CRASHED else StageState(worst)
+    if all(state == JobState.FINISHED for state in states):
+        return StageState.FINISHED
+    return StageState.RUNNING if JobState.FINISHED in states else StageState.WAITING
+
+
+assert set(STAGE_ORDER) == set(STEPS)

@@ -1,0 +1,387 @@
+"""Forms: the launch form is built from the trainer's own field metadata, so that it can neither forget a setting nor disagree."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from django import forms
+from django.conf import settings as django_settings
+from django.forms import BoundField
+
+from experiments.config_table import Spec, flatten, specs
+from experiments.models import Endpoint, Experiment, Run, SeedPool
+from trainer.config import OFFLINE_URL, PRESETS, EndpointConfig, RunConfig, config_from_dict, load_preset, preset_names, sections
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    _ExperimentModelForm = forms.ModelForm[Experiment]
+    _EndpointModelForm = forms.ModelForm[Endpoint]
+else:  # generic for the type checker alone
+    _ExperimentModelForm = _EndpointModelForm = forms.ModelForm
+
+MAIN = (
+    "loop.iterations",
+    "loop.new_per_iteration",
+    "loop.tau",
+    "loop.ratio",
+    "loop.parents",
+    "seed",
+    "student.model",
+    "student.method",
+    "imitation.learning_rate",
+    "imitation.batch_size",
+    "imitation.epochs",
+    "imitation.first_steps",
+    "imitation.steps",
+    "evaluation.benchmarks",
+)
+"""The settings shown at once, in this order; the rest wait in their sections."""
+
+APART = frozenset({"name", "seed_pool", "teacher.endpoint", "referee.endpoint", "generator.endpoint"})
+"""Settings with a field of their own kind in the form."""
+
+SECTION_WORDS = {
+    "loop": "Loop",
+    "teacher": "Teacher",
+    "referee": "Referee",
+    "generator": "Generator",
+    "student": "Student",
+    "imitation": "Imitation",
+    "respond": "Student responses",
+    "evaluation": "Evaluation",
+}
+
+DEMO_POOL = "demo"
+OFFLINE = "offline"
+MODELS = ("scratch-llama", "huggyllama/llama-7b", "huggyllama/llama-13b", "models/smollm2")
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    words: str
+
+
+def presets() -> list[Preset]:
+    """The presets with the first sentence of their files."""
+    return [Preset(name, _first_sentence(name)) for name in preset_names()]
+
+
+def _first_sentence(name: str) -> str:
+    lines = (PRESETS / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.lstrip("# ") for line in lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)])
+    return re.split(r"(?<=\.)\s|\s\(|: |; ", comment.replace("METHOD sections 1 and 2", ""))[0].rstrip(".") + "." if comment else ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A fieldset of the launch form."""
+
+    name: str
+    title: str
+    fields: Sequence[BoundField]
+
+    @property
+    def open(self) -> bool:
+        return any(field.errors for field in self.fields)
+
+
+class ExperimentForm(_ExperimentModelForm):
+    class Meta:
+        model = Experiment
+        fields = ("name", "description")
+        widgets = {"description": forms.Textarea(attrs={"rows": 3})}
+        help_texts = {"name": "The question under which its runs are compared."}
+
+
+class LaunchForm(forms.Form):
+    """A run before it starts. `config` is there once the form is valid."""
+
+    experiment = forms.ModelChoiceField(Experiment.objects.all(), required=False, empty_label="A new one …")
+    new_experiment = forms.CharField(label="Name of the new experiment", required=False, max_length=200)
+    run_name = forms.CharField(label="Name of the run", required=False, max_length=100, help_text="Left empty, it gets one of two words and a number.")
+    seed_pool = forms.ChoiceField(label="Seed pool")
+    endpoint = forms.ChoiceField(label="Endpoint", help_text="Teacher, referee and generator, unless the next two say otherwise.")
+    referee_endpoint = forms.ChoiceField(label="Referee's endpoint", required=False)
+    generator_endpoint = forms.ChoiceField(label="Generator's endpoint", required=False)
+
+    config: RunConfig
+
+    def __init__(self, data: Mapping[str, Any] | None = None, *, start: RunConfig, initial: Mapping[str, Any] | None = None) -> None:
+        self._start = dict(flatten(start.as_dict()))
+        self._endpoints = endpoint_configs()
+        super().__init__(data, initial={**self._initial(start), **(initial or {})})
+        self._specs = {name: spec for name, spec in specs().items() if name not in APART}
+        for name, spec in self._specs.items():
+            self.fields[name] = _setting_field(spec, self._start[name])
+        self._offer_choices()
+
+    def _initial(self, start: RunConfig) -> dict[str, Any]:
+        named = {role: _matching_endpoint(start.endpoints.get(getattr(start, role).endpoint), self._endpoints) for role in ROLES_WITH_ENDPOINT}
+        return {
+            "endpoint": named["teacher"],
+            "referee_endpoint": named["referee"] if named["referee"] != named["teacher"] else "",
+            "generator_endpoint": named["generator"] if named["generator"] != named["teacher"] else "",
+            "seed_pool": DEMO_POOL if start.seed_pool == DEMO_POOL else "",
+        }
+
+    def _offer_choices(self) -> None:
+        pools = [(str(pool.pk), pool.name) for pool in SeedPool.objects.all()]
+        names = [(name, f"{name} · {config.model}") for name, config in self._endpoints.items()]
+        _offer(self.fields["seed_pool"], [("", "Choose …"), *pools, (DEMO_POOL, "Demo pool for this seed")])
+        _offer(self.fields["endpoint"], [("", "Choose …"), *names])
+        for role in ("referee_endpoint", "generator_endpoint"):
+            _offer(self.fields[role], [("", "The same"), *names])
+
+    # What the page shows
+
+    @property
+    def main(self) -> list[BoundField]:
+        return [self[name] for name in MAIN]
+
+    @property
+    def advanced(self) -> list[Section]:
+        """The rest of the settings, a section each."""
+        rest = [name for name in self._specs if name not in MAIN]
+        grouped = {section: [self[name] for name in rest if name.startswith(f"{section}.")] for section in sections()}
+        return [Section(name, SECTION_WORDS.get(name, name), bound) for name, bound in grouped.items() if bound]
+
+    @property
+    def missing_keys(self) -> list[str]:
+        """Variables that hold the keys of the endpoints on offer and are not set where the web server runs."""
+        return sorted({c.key_env for c in self._endpoints.values() if c.key_env and not os.environ.get(c.key_env)})
+
+    # Checks
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if not cleaned.get("experiment") and not cleaned.get("new_experiment"):
+            self.add_error("new_experiment", "Choose an experiment, or name a new one.")
+        self._build_config(cleaned)
+        return cleaned
+
+    def clean_new_experiment(self) -> str:
+        name: str = self.cleaned_data["new_experiment"]
+        if not self.cleaned_data.get("experiment") and Experiment.objects.filter(name=name).exists():
+            raise forms.ValidationError("There is an experiment of this name: choose it from the list.")
+        return name
+
+    def clean_run_name(self) -> str:
+        name: str = self.cleaned_data["run_name"]
+        if name and Run.objects.filter(name=name).exists():
+            raise forms.ValidationError("There is a run of this name. Choose another.")
+        return name
+
+    def _build_config(self, cleaned: Mapping[str, Any]) -> None:
+        try:
+            self.config = config_from_dict(self._config_data(cleaned))
+        except ConfigError as error:
+            self.add_config_error(error)
+
+    def add_config_error(self, error: ConfigError) -> None:
+        """Put each complaint beside its field; what has no field of its own goes on top."""
+        for name, text in error.fields.items():
+            field = {f"{role}.endpoint": f for role, f in ROLES_WITH_ENDPOINT.items()}.get(name, name)
+            known = field in self.fields
+            if not (known and self.has_error(field)):  # one complaint a field: its own says it better
+                self.add_error(field if known else None, text if known else f"{name}: {text}")
+        if not error.fields:
+            self.add_error(None, str(error))
+
+    def _config_data(self, cleaned: Mapping[str, Any]) -> dict[str, Any]:
+        data: dict[str, Any] = {"name": cleaned.get("run_name") or self._start["name"], "seed_pool": self._pool_name(cleaned)}
+        for name, spec in self._specs.items():
+            _put(data, name, _typed(spec.kind, cleaned.get(name)))
+        chosen = {role: cleaned.get(field) or cleaned.get("endpoint") or "" for role, field in ROLES_WITH_ENDPOINT.items()}
+        for role, endpoint in chosen.items():
+            _put(data, f"{role}.endpoint", endpoint)
+        used = {name for name in chosen.values() if name in self._endpoints}
+        data["endpoints"] = {name: asdict(self._endpoints[name]) for name in sorted(used)}
+        return data
+
+    def _pool_name(self, cleaned: Mapping[str, Any]) -> str:
+        labels = dict(self.fields["seed_pool"].choices)  # type: ignore[attr-defined]
+        chosen = cleaned.get("seed_pool") or DEMO_POOL
+        return chosen if chosen == DEMO_POOL else str(labels.get(chosen, chosen))
+
+
+ROLES_WITH_ENDPOINT = {"teacher": "endpoint", "referee": "referee_endpoint", "generator": "generator_endpoint"}
+
+
+def endpoint_configs() -> dict[str, EndpointConfig]:
+    """The endpoints a run may use, by name: the rows, and the offline teacher of this machine where no row has its name."""
+    rows = {endpoint.name: endpoint.config() for endpoint in Endpoint.objects.all()}
+    return rows if OFFLINE in rows else {**rows, OFFLINE: offline_endpoint()}
+
+
+def offline_endpoint() -> EndpointConfig:
+    """The demo's offline teacher, which `make run` starts beside the web server."""
+    preset = load_preset("demo")
+    return replace(preset.endpoints[preset.teacher.endpoint], base_url=f"http://127.0.0.1:{django_settings.LIONWEB_OFFLINE_PORT}/v1")
+
+
+def _matching_endpoint(wanted: EndpointConfig | None, known: Mapping[str, EndpointConfig]) -> str:
+    """The name under which a config's endpoint is known here: by its address and model, "" where it is not."""
+    if wanted is None:
+        return ""
+    if wanted.base_url == OFFLINE_URL:
+        return OFFLINE
+    return next((name for name, c in known.items() if (c.base_url, c.model) == (wanted.base_url, wanted.model)), "")
+
+
+def _offer(field: forms.Field, choices: list[tuple[str, str]]) -> None:
+    field.choices = choices  # type: ignore[attr-defined]
+
+
+def _setting_field(spec: Spec, value: Any) -> forms.Field:
+    """The form field of a setting. Only the trainer checks values; the field keeps what was typed."""
+    options: dict[str, Any] = {"label": spec.label, "required": False, "help_text": spec.metadata["help"], "initial": value}
+    choices = [(choice, choice) for choice in spec.metadata["choices"]]
+    field: forms.Field
+    if spec.kind is bool:
+        field = forms.BooleanField(**options)
+    elif choices and not isinstance(value, list):
+        field = forms.CharField(**options, widget=forms.Select(choices=choices))
+    elif choices:
+        field = forms.MultipleChoiceField(**options, choices=choices, widget=forms.CheckboxSelectMultiple)
+    else:
+        mode = {int: "numeric", float: "decimal"}.get(spec.kind)
+        attrs = {"inputmode": mode, "autocomplete": "off"} if mode else {"spellcheck": "false"}
+        field = forms.CharField(**{**options, "initial": f"{value:g}" if spec.kind is float else value}, widget=forms.TextInput(attrs=attrs))
+    if spec.name == "student.model":
+        field.widget.attrs["list"] = "models"
+    field.spec = spec  # type: ignore[attr-defined]
+    return field
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """What was typed as a number where it is one; else as it is, for the config to refuse."""
+    if kind not in (int, float) or not isinstance(value, str):
+        return value
+    try:
+        return int(value) if kind is int else float(value)
+    except ValueError:
+        return value
+
+
+def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
+    section, _, name = dotted.rpartition(".")
+    (data.setdefault(section, {}) if section else data)[name] = value
+
+
+class PoolForm(forms.Form):
+    """A seed pool to import: a file, or pasted text."""
+
+    name = forms.CharField(max_length=200)
+    licence = forms.CharField(max_length=200, required=False, help_text="For instance CC-BY-NC-4.0. It is shown wherever the pool is.")
+    file = forms.FileField(required=False, allow_empty_file=True, help_text="JSONL or JSON, in the Alpaca or the Self-Instruct format, UTF-8.")
+    text = forms.CharField(label="Or paste it here", required=False, strip=False, widget=forms.Textarea(attrs={"rows": 10, "spellcheck": "false"}))
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        if "file" not in self.errors and not cleaned.get("file") and not (cleaned.get("text") or "").strip():
+            self.add_error("file", "Choose a file, or paste the instructions below.")
+        return cleaned
+
+
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+KEY_LIKE = re.compile(r"(?i)^(sk|pk|rk|gsk|hf|xai|ghp|key)[-_].{8,}")
+
+
+class EndpointForm(_EndpointModelForm):
+    class Meta:
+        model = Endpoint
+        fields = ("name", "base_url", "model", "key_env", "max_at_once", "timeout_s", "retries", "send_seed")
+        widgets = {
+            "base_url": forms.TextInput(attrs={"inputmode": "url", "spellcheck": "false", "placeholder": "https://api.example.com/v1"}),
+            "key_env": forms.TextInput(attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "OPENAI_API_KEY"}),
+        }
+        help_texts = {
+            "name": "Short, without spaces: runs refer to it.",
+            "base_url": "Where the OpenAI-compatible API begins, usually ending in /v1.",
+            "key_env": "The NAME of the environment variable, never the key. Empty where the server wants no key.",
+            "send_seed": "For servers that sample reproducibly by it.",
+        }
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name, spec in EndpointConfig.__dataclass_fields__.items():
+            self.fields[name].unit = spec.metadata["unit"]  # type: ignore[attr-defined]
+
+    def clean_base_url(self) -> str:
+        url: str = self.cleaned_data["base_url"]
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise forms.ValidationError("Give an address that begins with http:// or https://.")
+        if parts.username or parts.password:
+            raise forms.ValidationError("No name or password in the address: put the key into the environment.")
+        return url.rstrip("/")
+
+    def clean_key_env(self) -> str:
+        name: str = self.cleaned_data["key_env"]
+        if KEY_LIKE.match(name) or len(name) > 100:
+            raise forms.ValidationError("This looks like a key, and it was not saved. Put the key into the environment and its variable's name here.")
+        if name and not VARIABLE_NAME.fullmatch(name):
+            raise forms.ValidationError("Not the name of a variable: letters, digits and _ only, for instance OPENAI_API_KEY.")
+        return name
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        for name, spec in EndpointConfig.__dataclass_fields__.items():
+            low, high, value = spec.metadata["low"], spec.metadata["high"], cleaned.get(name)
+            if low is not None and value is not None and not low <= value <= high:
+                self.add_error(name, f"Must be from {low:g} to {high:g}.")
+        return cleaned
+
+
+class FilterForm(forms.Form):
+    """The filters of a list, all of them in the URL. What is not valid is shown as an error and not applied."""
+
+    q = forms.CharField(label="Search", required=False, max_length=500)
+    iteration = forms.TypedChoiceField(label="Judged in", required=False, coerce=int, empty_value=None)
+    verdict = forms.ChoiceField(required=False, choices=[("", "Any"), ("hard", "hard"), ("easy", "easy"), ("quarantined", "quarantined")])
+    made = forms.TypedChoiceField(label="Made in", required=False, coerce=int, empty_value=None)
+    origin = forms.ChoiceField(required=False, choices=[("", "Any"), ("seed", "seed"), ("hard", "hard"), ("easy", "easy")])
+    kind = forms.ChoiceField(required=False)
+    sort = forms.ChoiceField(
+        required=False, choices=[("", "Position"), ("-d", "Discrepancy, largest first"), ("d", "Discrepancy, smallest first")]
+    )
+    inconsistent = forms.BooleanField(label="Inconsistent only", required=False)
+    made_to = forms.IntegerField(required=False, min_value=0, widget=forms.HiddenInput)
+
+    def __init__(self, data: Mapping[str, Any], *, iterations: Sequence[int], kinds: Sequence[str] = ()) -> None:
+        super().__init__(data)
+        numbers = [(str(n), f"Iteration {n}") for n in iterations]
+        _offer(self.fields["iteration"], [("", "Last judged, or not yet"), *numbers[1:]])
+        _offer(self.fields["made"], [("", "Any"), *numbers])
+        _offer(self.fields["kind"], [("", "Any"), *((kind, kind) for kind in kinds)])
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The valid filters that are set."""
+        self.is_valid()
+        return {name: value for name, value in self.cleaned_data.items() if value not in (None, "", False)}
+
+
+class CandidateFilterForm(forms.Form):
+    """The filters of the candidates."""
+
+    iteration = forms.TypedChoiceField(required=False, coerce=int, empty_value=None)
+    fate = forms.ChoiceField(required=False)
+    origin = forms.ChoiceField(required=False, choices=[("", "Any"), ("hard", "hard"), ("easy", "easy")])
+
+    def __init__(self, data: Mapping[str, Any], *, iterations: Sequence[int], fates: Sequence[str]) -> None:
+        super().__init__(data)
+        _offer(self.fields["iteration"], [("", "Any"), *((str(n), f"Iteration {n}") for n in iterations if n)])
+        _offer(self.fields["fate"], [("", "Any"), ("rejected", "rejected, any reason"), *((fate, fate.replace("_", " ")) for fate in fates)])
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The valid filters that are set."""
+        self.is_valid()
+        return {name: value for name, value in self.cleaned_data.items() if value not in (None, "")}

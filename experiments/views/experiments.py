@@ -1,0 +1,64 @@
+"""An experiment with its runs, and new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import IntegrityError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_GET, require_http_methods
+
+from experiments import querysets
+from experiments.forms import ExperimentForm
+from experiments.models import BenchmarkScore, Experiment
+from experiments.roles import requires
+from experiments.views.paging import page_of
+from experiments.views.people import signed_in
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run in the table of its experiment."""
+
+    run: Any
+    hard_shares: Sequence[float]
+    last_score: BenchmarkScore | None
+
+    @property
+    def hard_text(self) -> str:
+        return "Hard share by iteration: " + ", ".join(f"{share:.0%}" for share in self.hard_shares)
+
+
+@require_GET
+def experiment(request: HttpRequest, experiment_id: int) -> HttpResponse:
+    found = get_object_or_404(Experiment.objects.select_related("owner"), pk=experiment_id)
+    runs = querysets.runs_with_state().filter(experiment=found).select_related("owner", "seed_pool").order_by("-id")
+    page = page_of(request, runs)
+    return render(request, "experiment.html", {"experiment": found, "page": page, "rows": run_rows(list(page.object_list))})
+
+
+def run_rows(runs: Sequence[Any]) -> list[RunRow]:
+    """Runs with their hard share and last score, in two queries for all of them."""
+    counts = querysets.verdict_counts(runs)
+    last: dict[int, BenchmarkScore] = {score.iteration.run_id: score for score in querysets.macro_scores(runs)}
+    return [RunRow(run, _hard_shares(counts.get(run.pk, {})), last.get(run.pk)) for run in runs]
+
+
+def _hard_shares(by_iteration: dict[int, dict[str, int]]) -> list[float]:
+    return [counts.get("hard", 0) / sum(counts.values()) for counts in by_iteration.values()]
+
+
+@requires("member")
+@require_http_methods(["GET", "POST"])
+def experiment_new(request: HttpRequest) -> HttpResponse:
+    form = ExperimentForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        form.instance.owner = signed_in(request)
+        try:
+            return redirect("experiment", form.save().pk)
+        except IntegrityError:  # somebody took the name in the meantime
+            form.add_error("name", "There is an experiment of this name.")
+    return render(request, "experiment_new.html", {"form": form}, status=422 if form.errors else 200)

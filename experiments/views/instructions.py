@@ -1,0 +1,123 @@
+"""A run's instructions and candidates as lists, and one instruction with all that was said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import F, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.views.decorators.http import require_GET
+from django.views.decorators.vary import vary_on_headers
+
+from experiments import querysets
+from experiments.forms import CandidateFilterForm, FilterForm
+from experiments.models import Candidate, Instruction, Judgement, Response, Role, Verdict
+from experiments.views.paging import page_of
+from experiments.views.runs import get_run
+from trainer.records import Fate
+
+MOST_CHILDREN = 50
+
+
+@require_GET
+@vary_on_headers("HX-Request")
+def run_instructions(request: HttpRequest, run_id: int) -> HttpResponse:
+    run = get_run(run_id)
+    iterations = {iteration.number: iteration for iteration in run.iterations.all()}
+    form = FilterForm(request.GET, iterations=sorted(iterations), kinds=querysets.kinds_of(run))
+    chosen = form.chosen
+    shown = iterations[chosen["iteration"]] if "iteration" in chosen else querysets.last_judged_iteration(run)
+    rows = filter_instructions(querysets.instructions_beside_verdicts(run, shown), chosen)
+    context = {"run": run, "form": form, "shown": shown, "page": page_of(request, rows), "filtered": bool(set(chosen) - {"sort"})}
+    return render(request, _fragment_or_page(request, "instructions"), context)
+
+
+def filter_instructions(rows: QuerySet[Instruction], chosen: dict[str, Any]) -> QuerySet[Instruction]:
+    """The instructions that the chosen filters leave, in the chosen order."""
+    if "q" in chosen:
+        rows = querysets.matching(rows, chosen["q"])
+    if "iteration" in chosen:
+        rows = rows.filter(label__isnull=False)
+    if "made_to" in chosen:
+        rows = rows.filter(iteration__number__lte=chosen["made_to"])
+    exact = {"verdict": "label", "made": "iteration__number", "origin": "origin", "kind": "kind", "inconsistent": "inconsistent"}
+    rows = rows.filter(**{column: chosen[name] for name, column in exact.items() if name in chosen})
+    orders = {"-d": F("discrepancy").desc(nulls_last=True), "d": F("discrepancy").asc(nulls_last=True)}
+    sort = chosen.get("sort", "")
+    return rows.order_by(orders[sort], "position") if sort else rows.order_by("position")
+
+
+@require_GET
+@vary_on_headers("HX-Request")
+def run_candidates(request: HttpRequest, run_id: int) -> HttpResponse:
+    run = get_run(run_id)
+    numbers = sorted(run.iterations.values_list("number", flat=True))
+    form = CandidateFilterForm(request.GET, iterations=numbers, fates=[fate.value for fate in Fate])
+    rows = filter_candidates(Candidate.objects.filter(iteration__run=run), form.chosen)
+    rows = rows.select_related("iteration", "parent", "nearest").order_by("iteration__number", "attempt", "-origin")
+    context = {"run": run, "form": form, "page": page_of(request, rows)}
+    return render(request, _fragment_or_page(request, "candidates"), context)
+
+
+def filter_candidates(rows: QuerySet[Candidate], chosen: dict[str, Any]) -> QuerySet[Candidate]:
+    if "iteration" in chosen:
+        rows = rows.filter(iteration__number=chosen["iteration"])
+    if "origin" in chosen:
+        rows = rows.filter(origin=chosen["origin"])
+    fate = chosen.get("fate")
+    if fate == "rejected":
+        return rows.exclude(fate=Fate.ACCEPTED)
+    return rows.filter(fate=fate) if fate else rows
+
+
+def _fragment_or_page(request: HttpRequest, name: str) -> str:
+    return f"_{name}_list.html" if request.headers.get("HX-Request") else f"{name}.html"
+
+
+@require_GET
+def instruction(request: HttpRequest, instruction_id: int) -> HttpResponse:
+    found = get_object_or_404(Instruction.objects.select_related("run__experiment", "iteration", "parent"), pk=instruction_id)
+    verdicts = list(Verdict.objects.filter(instruction=found).select_related("iteration").order_by("iteration__number"))
+    answers = list(Response.objects.filter(instruction=found).select_related("iteration").order_by("iteration__number"))
+    student = {answer.iteration.number: answer for answer in answers if answer.role == Role.STUDENT}
+    numbers = sorted({verdict.iteration.number for verdict in verdicts} | set(student))
+    number = _chosen_number(request, numbers)
+    context = {
+        "instruction": found,
+        "run": found.run,
+        "numbers": numbers,
+        "number": number,
+        "teacher": next((answer for answer in answers if answer.role == Role.TEACHER), None),
+        "student": student.get(number),
+        "verdict": next((verdict for verdict in verdicts if verdict.iteration.number == number), None),
+        "judgements": Judgement.objects.filter(instruction=found, iteration__number=number).order_by("-order"),
+        "trajectory": [(verdict, student.get(verdict.iteration.number)) for verdict in verdicts],
+        "ancestors": querysets.lineage(found),
+        **_children(found),
+        **_neighbours(found),
+    }
+    return render(request, "instruction.html", context)
+
+
+def _chosen_number(request: HttpRequest, numbers: list[int]) -> int:
+    """The iteration the URL asks for, or the last one the student answered in; -1 where there is none."""
+    asked = request.GET.get("iteration", "")
+    if asked.isdecimal() and int(asked) in numbers:
+        return int(asked)
+    return numbers[-1] if numbers else -1
+
+
+def _children(found: Instruction) -> dict[str, Any]:
+    children = list(found.children.select_related("iteration").order_by("position")[: MOST_CHILDREN + 1])
+    return {"children": children[:MOST_CHILDREN], "more_children": len(children) > MOST_CHILDREN}
+
+
+def _neighbours(found: Instruction) -> dict[str, Any]:
+    siblings = Instruction.objects.filter(run=found.run_id).only("pk")
+    return {
+        "previous": siblings.filter(position__lt=found.position).order_by("-position").first(),
+        "next": siblings.filter(position__gt=found.position).order_by("position").first(),
+    }
+
+

@@ -1,0 +1,104 @@
+"""The run page, what it refreshes while the run is live, and stop and resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.http import require_GET, require_POST
+
+from experiments import charts, querysets
+from experiments.board import STAGE_ORDER, Board, read_board
+from experiments.config_table import config_rows
+from experiments.models import BenchmarkAnswer, BenchmarkScore, Iteration, Run
+from experiments.roles import requires
+from experiments.services import jobs
+from experiments.states import RunState
+from experiments.views.paging import page_of
+
+
+def get_run(run_id: int) -> Any:
+    """A run with its derived state, or 404."""
+    return get_object_or_404(querysets.runs_with_state().select_related("experiment", "owner", "seed_pool"), pk=run_id)
+
+
+@require_GET
+def run(request: HttpRequest, run_id: int) -> HttpResponse:
+    found = get_run(run_id)
+    context = {**_board_context(read_board(found)), "settings": config_rows([found.config])}
+    return render(request, "run.html", context)
+
+
+@require_GET
+def run_live(request: HttpRequest, run_id: int) -> HttpResponse:
+    """The part of the run page that changes; once the run is final it asks no more."""
+    return render(request, "_run_live.html", _board_context(read_board(get_run(run_id))))
+
+
+def _board_context(board: Board) -> dict[str, Any]:
+    return {
+        "run": board.run,
+        "board": board,
+        "stages": STAGE_ORDER,
+        "charts": [
+            charts.pool_chart(board.run, board.judged),
+            charts.score_chart(board.scores),
+            charts.loss_chart(board.metrics),
+        ],
+        "can_stop": board.run.state in (RunState.QUEUED, RunState.RUNNING),
+        "can_resume": board.run.state in (RunState.FAILED, RunState.STOPPED) or bool(board.failures),
+    }
+
+
+@requires("member")
+@require_POST
+def run_stop(request: HttpRequest, run_id: int) -> HttpResponse:
+    jobs.stop_run(get_object_or_404(Run, pk=run_id))
+    messages.info(request, "Stopping: what is done is kept, and the run can be resumed.")
+    return redirect("run", run_id)
+
+
+@requires("member")
+@require_POST
+def run_resume(request: HttpRequest, run_id: int) -> HttpResponse:
+    jobs.resume_run(get_object_or_404(Run, pk=run_id))
+    messages.success(request, "The run goes on where it was.")
+    return redirect("run", run_id)
+
+
+@require_GET
+def run_scores(request: HttpRequest, run_id: int, benchmark: str, number: int) -> HttpResponse:
+    """One benchmark after one iteration: the score of each task, and each item with what was answered."""
+    found = get_run(run_id)
+    iteration = get_object_or_404(Iteration, run=found, number=number)
+    scores = list(BenchmarkScore.objects.filter(iteration=iteration, benchmark=benchmark))
+    answers = BenchmarkAnswer.objects.filter(iteration=iteration, benchmark=benchmark)
+    if not scores and not answers.exists():
+        raise Http404(f"{benchmark} was not run after iteration {number}.")
+    task, outcome = request.GET.get("task", ""), request.GET.get("outcome", "")
+    if task:
+        answers = answers.filter(task=task)
+    if outcome in OUTCOMES:
+        answers = answers.filter(correct=OUTCOMES[outcome])
+    context = {
+        "run": found,
+        "number": number,
+        "benchmark": benchmark,
+        "macro": next((score for score in scores if not score.task), None),
+        "tasks": [score for score in scores if score.task],
+        "others": _other_iterations(found, benchmark),
+        "page": page_of(request, answers),
+        "task": task,
+        "outcome": outcome,
+        "outcomes": OUTCOMES,
+    }
+    return render(request, "run_scores.html", context)
+
+
+OUTCOMES = {"right": True, "wrong": False, "unreadable": None}
+
+
+def _other_iterations(run: Run, benchmark: str) -> list[BenchmarkScore]:
+    return [score for score in querysets.macro_scores([run]) if score.benchmark == benchmark]
