@@ -79,7 +79,10 @@ def read_procfile(text: str) -> dict[str, str]:
 
 
 def supervisor_config(commands: Mapping[str, str], place: Place, *, as_root: bool) -> str:
-    """supervisord's own file for the commands. `postgres` starts by itself; the others wait in the group `app` for the tables."""
+    """supervisord's own file for the commands. `postgres` starts by itself; the others wait in the group `app` for the tables.
+
+    Its paths are relative to the data folder, where supervisord starts: it fills in % in some of them twice.
+    """
     app = [name for name in commands if name != "postgres"]
     head = f"""
         [unix_http_server]
@@ -90,21 +93,22 @@ def supervisor_config(commands: Mapping[str, str], place: Place, *, as_root: boo
         [supervisord]
         nodaemon = true
         silent = true
-        logfile = {_quoted(place.logs / "supervisord.log")}
-        pidfile = {_quoted(place.data / "supervisord.pid")}
-        childlogdir = {_quoted(place.logs)}
+        logfile = log/supervisord.log
+        pidfile = supervisord.pid
+        childlogdir = log
         {"user = root" if as_root else ""}
         [group:app]
         programs = {",".join(app)}
     """
-    programs = (_program(name, command, place) for name, command in commands.items())
+    programs = (_program(name, command) for name, command in commands.items())
     return "\n".join(line.strip() for part in (head, *programs) for line in part.splitlines() if line.strip()) + "\n"
 
 
-def _program(name: str, command: str, place: Place) -> str:
+def _program(name: str, command: str) -> str:
     is_postgres = name == "postgres"
     return f"""
         [program:{name}]
+        {"priority = 1" if is_postgres else ""}
         command = {_quoted(command)}
         directory = {_quoted(ROOT)}
         autostart = {"true" if is_postgres else "false"}
@@ -115,7 +119,7 @@ def _program(name: str, command: str, place: Place) -> str:
         stopwaitsecs = {STOP_POSTGRES_S if is_postgres else STOP_APP_S}
         killasgroup = true
         redirect_stderr = true
-        stdout_logfile = {_quoted(place.logs / f"{name}.log")}
+        stdout_logfile = log/{name}.log
         stdout_logfile_maxbytes = 10MB
         stdout_logfile_backups = 2
     """
@@ -255,7 +259,7 @@ def _run(place: Place, url: str, health_url: str, environment: dict[str, str]) -
     manager = subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-c", str(place.config)],
         env=environment,
-        cwd=ROOT,
+        cwd=place.data,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # or the terminal's Ctrl-C would end all at once, PostgreSQL before those who write to it
     )
@@ -263,9 +267,10 @@ def _run(place: Place, url: str, health_url: str, environment: dict[str, str]) -
         _stop_on_signals()
         control = _control(place, manager)
         link = _prepare(environment)
-        control.startProcessGroup("app", False)
+        control.startProcess("app:web", False)  # alone, so that the first page need not wait for what the workers import
         if not _wait_for(lambda: _answers(health_url), timeout_s=60, manager=manager):
             print(f"The web server does not answer yet; its log ends with:\n{_last_lines(place.logs / 'web.log')}")
+        control.startProcessGroup("app", False)
         print(f"\n  LionWeb is at {url}\n  Sign in (works once, within an hour):\n  {link}\n\n  Ctrl-C stops everything.\n", flush=True)
         return _watch(control, manager, place)
     except KeyboardInterrupt:
