@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -93,6 +94,7 @@ def lionweb() -> Iterator[LionWeb]:
             it.process.kill()
             it.process.wait()
         local.end_leftovers(it.place)
+        shutil.rmtree(it.place.data)
 
 
 @pytest.mark.slow
