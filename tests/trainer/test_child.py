@@ -52,7 +52,15 @@ def make_task(name: str, folder: Path, rows: Sequence[Any], **changes: Any) -> d
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row.as_dict()) + "\n" for row in rows))
     config = changes.pop("config", None) or make_config()
-    task = {"task": name, "config": config.as_dict(), "iteration": 0, "start": None, "folder": str(folder), "input": str(path), "done": []}
+    task: dict[str, Any] = {
+        "task": name,
+        "config": config.as_dict(),
+        "iteration": 0,
+        "start": None,
+        "folder": str(folder),
+        "input": str(path),
+        "done": [],
+    }
     return {**task, **changes}
 
 
@@ -206,8 +214,8 @@ def test_launching_imports_no_torch() -> None:
 
 def test_a_child_that_only_answers_imports_neither_trainer_nor_peft(tmp_path: Path) -> None:
     code = (
-        "import sys, json; from pathlib import Path; from trainer.child import do_task; do_task(json.loads(sys.argv[1]), print, should_stop=bool)"
-        "; sys.exit(any(name in sys.modules for name in ('transformers.trainer', 'peft')))"
+        "import sys, json; from trainer.child import do_task; do_task(json.loads(sys.argv[1]), print, should_stop=bool); "
+        "sys.exit(any(name in sys.modules for name in ('transformers.trainer', 'peft')))"
     )
     task = make_task("respond", tmp_path, make_instructions())
     assert subprocess.run([sys.executable, "-c", code, json.dumps(task)], check=False, env=ENVIRONMENT, capture_output=True).returncode == 0

@@ -93,7 +93,7 @@ def test_a_tokenizer_without_a_chat_form_is_refused() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
 
-    with pytest.raises(ConfigError, match="student.template") as refusal:
+    with pytest.raises(ConfigError, match=r"student\.template") as refusal:
         encode_prompts(tokenizer, [Instruction(key="a", text="x")], template="chat")
     assert set(refusal.value.fields) == {"student.template"}
 
@@ -251,7 +251,7 @@ def test_a_cpu_refuses_fp16() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here, which can compute in fp16")
-    with pytest.raises(ConfigError, match="student.precision"):
+    with pytest.raises(ConfigError, match=r"student\.precision"):
         load_speaker(make_config(student={"precision": "fp16"}), None)
 
 
