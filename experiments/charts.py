@@ -14,7 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 from django.urls import reverse
 
-from experiments.board import IterationView
+from experiments.board import Board
 from experiments.models import BenchmarkScore, Metric, Run
 
 RUN_COLOURS = 8
@@ -29,8 +29,14 @@ TEMPLATE = go.layout.Template(
         "height": 300,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         "hovermode": "x unified",
-        "xaxis": {"showgrid": False, "zeroline": False, "ticks": "", "title": {"standoff": 8}, "fixedrange": True},
-        "yaxis": {"zeroline": False, "ticks": "", "rangemode": "tozero", "title": {"standoff": 8}, "fixedrange": True},
+        "xaxis": {"showgrid": False, "zeroline": False, "ticks": "", "title": {"standoff": 8, "font": {"size": 12}}, "fixedrange": True},
+        "yaxis": {
+            "zeroline": False,
+            "ticks": "",
+            "rangemode": "tozero",
+            "title": {"standoff": 8, "font": {"size": 12}},
+            "fixedrange": True,
+        },
         "bargap": 0.45,
     }
 )
@@ -50,17 +56,18 @@ class Chart:
         return f"{self.id}-data"
 
 
-def pool_chart(run: Run, iterations: Sequence[IterationView]) -> Chart:
+def pool_chart(board: Board) -> Chart:
     """Hard, easy and quarantined of each iteration, stacked; a click opens the instructions."""
-    url = reverse("run_instructions", args=[run.pk])
+    url = reverse("run_instructions", args=[board.run.pk])
+    iterations = board.judged
     numbers = [i.number for i in iterations]
     figure = _figure(x_title="Iteration", y_title="Instructions judged", barmode="stack")
     for label in ("hard", "easy", "quarantined"):
         counts = [getattr(i.row, label) for i in iterations]
         links = [f"{url}?iteration={n}&verdict={label}" for n in numbers]
         pattern = {"shape": "/", "size": 5, "solidity": 0.4} if label == "quarantined" else None
-        figure.add_bar(x=numbers, y=counts, name=label, customdata=links, meta={"token": label}, marker={"pattern": pattern})
-    _whole_numbers(figure, numbers)
+        figure.add_bar(x=numbers, y=counts, name=label, customdata=links, meta={"token": label}, marker={"pattern": pattern}, width=0.5)
+    _whole_numbers(figure, [i.number for i in board.iterations[1:]])
     last = iterations[-1].row if iterations else None
     summary = f"In the last judged iteration {last.hard} hard, {last.easy} easy, {last.quarantined} quarantined." if last else ""
     return Chart(id="pool-chart", title="What the referee found", summary=summary, figure=_plain(figure))
@@ -77,22 +84,30 @@ def loss_chart(metrics: Sequence[Metric]) -> Chart:
         )
         if offset:
             figure.add_vline(x=offset, line_width=1, line_dash="dot")
-        figure.add_annotation(x=offset, y=1, yref="paper", text=f"iteration {number}", showarrow=False, xanchor="left", yanchor="bottom")
+        figure.add_annotation(
+            x=offset,
+            y=1,
+            yref="paper",
+            text=str(number) if offset else f"iteration {number}",
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
+        )
         offset += steps[-1].steps
     figure.update_layout(margin={"t": 24})
     summary = f"The loss went from {metrics[0].loss:.2f} to {metrics[-1].loss:.2f}." if metrics else ""
     return Chart(id="loss-chart", title="Loss", summary=summary, figure=_plain(figure))
 
 
-def score_chart(scores: Sequence[BenchmarkScore]) -> Chart:
+def score_chart(board: Board) -> Chart:
     """The macro score of each benchmark after each iteration, with its 95 % interval."""
     figure = _figure(x_title="Iteration", y_title="Macro score, %")
-    numbers = sorted({score.iteration.number for score in scores})
+    scores = board.scores
     for i, (name, rows) in enumerate(_by_benchmark(scores).items()):
         _add_scores(figure, rows, name=name, token="student" if i == 0 else f"run-{i % RUN_COLOURS + 1}")
     figure.update_yaxes(range=[0, 102])
     figure.update_layout(showlegend=len(_by_benchmark(scores)) > 1)
-    _whole_numbers(figure, numbers)
+    _whole_numbers(figure, [i.number for i in board.iterations])
     summary = "; ".join(f"{s.benchmark} after iteration {s.iteration.number}: {100 * s.value:.1f} %" for s in scores)
     return Chart(id="score-chart", title="Benchmark scores", summary=summary, figure=_plain(figure))
 

@@ -67,6 +67,11 @@ def _spec(name: str, field: Field[Any], config_class: type) -> Spec:
     return Spec(name=name, kind=get_type_hints(config_class)[field.name], metadata=field.metadata)
 
 
+def exact(value: Any) -> Any:
+    """A number with every digit it has, and without a point it does not need; anything else as it is."""
+    return repr(value).removesuffix(".0") if isinstance(value, float) else value
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values of a config's data."""
     for name, value in config.items():
@@ -90,7 +95,12 @@ def _row(name: str, values: Sequence[Any], spec: Spec | None, default: Any) -> S
     if name == "seed" or name == "seed_pool" or name.endswith(".endpoint"):
         default = None  # always a run's own
     return SettingRow(
-        name=name, label=metadata.get("label", name), unit=metadata.get("unit", ""), paper=metadata.get("paper", ""), default=default, values=values
+        name=name,
+        label=metadata.get("label", name),
+        unit=metadata.get("unit", ""),
+        paper=metadata.get("paper", ""),
+        default=default,
+        values=values,
     )
 
 

@@ -13,7 +13,7 @@ from django import forms
 from django.conf import settings as django_settings
 from django.forms import BoundField
 
-from experiments.config_table import Spec, flatten, specs
+from experiments.config_table import Spec, exact, flatten, specs
 from experiments.models import Endpoint, Experiment, Run, SeedPool
 from trainer.config import OFFLINE_URL, PRESETS, EndpointConfig, RunConfig, config_from_dict, load_preset, preset_names, sections
 from trainer.errors import ConfigError
@@ -69,7 +69,12 @@ class Preset:
 
 def presets() -> list[Preset]:
     """The presets with the first sentence of their files."""
-    return [Preset(name, _first_sentence(name)) for name in preset_names()]
+    return [Preset(name, _first_sentence(name)) for name in sorted(preset_names(), key=_natural)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """7b before 13b."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _first_sentence(name: str) -> str:
@@ -104,7 +109,9 @@ class LaunchForm(forms.Form):
 
     experiment = forms.ModelChoiceField(Experiment.objects.all(), required=False, empty_label="A new one …")
     new_experiment = forms.CharField(label="Name of the new experiment", required=False, max_length=200)
-    run_name = forms.CharField(label="Name of the run", required=False, max_length=100, help_text="Left empty, it gets one of two words and a number.")
+    run_name = forms.CharField(
+        label="Name of the run", required=False, max_length=100, help_text="Left empty, it gets one of two words and a number."
+    )
     seed_pool = forms.ChoiceField(label="Seed pool")
     endpoint = forms.ChoiceField(label="Endpoint", help_text="Teacher, referee and generator, unless the next two say otherwise.")
     referee_endpoint = forms.ChoiceField(label="Referee's endpoint", required=False)
@@ -122,7 +129,9 @@ class LaunchForm(forms.Form):
         self._offer_choices()
 
     def _initial(self, start: RunConfig) -> dict[str, Any]:
-        named = {role: _matching_endpoint(start.endpoints.get(getattr(start, role).endpoint), self._endpoints) for role in ROLES_WITH_ENDPOINT}
+        named = {
+            role: _matching_endpoint(start.endpoints.get(getattr(start, role).endpoint), self._endpoints) for role in ROLES_WITH_ENDPOINT
+        }
         return {
             "endpoint": named["teacher"],
             "referee_endpoint": named["referee"] if named["referee"] != named["teacher"] else "",
@@ -132,7 +141,7 @@ class LaunchForm(forms.Form):
 
     def _offer_choices(self) -> None:
         pools = [(str(pool.pk), pool.name) for pool in SeedPool.objects.all()]
-        names = [(name, f"{name} · {config.model}") for name, config in self._endpoints.items()]
+        names = [(name, _endpoint_words(name, config)) for name, config in self._endpoints.items()]
         _offer(self.fields["seed_pool"], [("", "Choose …"), *pools, (DEMO_POOL, "Demo pool for this seed")])
         _offer(self.fields["endpoint"], [("", "Choose …"), *names])
         for role in ("referee_endpoint", "generator_endpoint"):
@@ -150,11 +159,6 @@ class LaunchForm(forms.Form):
         rest = [name for name in self._specs if name not in MAIN]
         grouped = {section: [self[name] for name in rest if name.startswith(f"{section}.")] for section in sections()}
         return [Section(name, SECTION_WORDS.get(name, name), bound) for name, bound in grouped.items() if bound]
-
-    @property
-    def missing_keys(self) -> list[str]:
-        """Variables that hold the keys of the endpoints on offer and are not set where the web server runs."""
-        return sorted({c.key_env for c in self._endpoints.values() if c.key_env and not os.environ.get(c.key_env)})
 
     # Checks
 
@@ -234,29 +238,46 @@ def _matching_endpoint(wanted: EndpointConfig | None, known: Mapping[str, Endpoi
     return next((name for name, c in known.items() if (c.base_url, c.model) == (wanted.base_url, wanted.model)), "")
 
 
+def _endpoint_words(name: str, config: EndpointConfig) -> str:
+    """An endpoint in a list, with a warning where the web server lacks its key; the workers' environment may be another."""
+    missing = config.key_env and not os.environ.get(config.key_env)
+    return f"{name} · {config.model}" + (f" ({config.key_env} is not set here)" if missing else "")
+
+
 def _offer(field: forms.Field, choices: list[tuple[str, str]]) -> None:
     field.choices = choices  # type: ignore[attr-defined]
 
 
 def _setting_field(spec: Spec, value: Any) -> forms.Field:
-    """The form field of a setting. Only the trainer checks values; the field keeps what was typed."""
-    options: dict[str, Any] = {"label": spec.label, "required": False, "help_text": spec.metadata["help"], "initial": value}
-    choices = [(choice, choice) for choice in spec.metadata["choices"]]
-    field: forms.Field
-    if spec.kind is bool:
-        field = forms.BooleanField(**options)
-    elif choices and not isinstance(value, list):
-        field = forms.CharField(**options, widget=forms.Select(choices=choices))
-    elif choices:
-        field = forms.MultipleChoiceField(**options, choices=choices, widget=forms.CheckboxSelectMultiple)
-    else:
-        mode = {int: "numeric", float: "decimal"}.get(spec.kind)
-        attrs = {"inputmode": mode, "autocomplete": "off"} if mode else {"spellcheck": "false"}
-        field = forms.CharField(**{**options, "initial": f"{value:g}" if spec.kind is float else value}, widget=forms.TextInput(attrs=attrs))
+    """The form field of a setting, with what the trainer says of it."""
+    field = _bare_field(spec, value)
     if spec.name == "student.model":
         field.widget.attrs["list"] = "models"
     field.spec = spec  # type: ignore[attr-defined]
+    field.range = _range_words(spec.metadata)  # type: ignore[attr-defined]
     return field
+
+
+def _bare_field(spec: Spec, value: Any) -> forms.Field:
+    """Only the trainer checks values; the field keeps what was typed."""
+    options: dict[str, Any] = {"label": spec.label, "required": False, "help_text": spec.metadata["help"], "initial": value}
+    choices = [(choice, choice) for choice in spec.metadata["choices"]]
+    if spec.kind is bool:
+        return forms.BooleanField(**options)
+    if choices and not isinstance(value, list):
+        return forms.CharField(**options, widget=forms.Select(choices=choices))
+    if choices:
+        return forms.MultipleChoiceField(**options, choices=choices, widget=forms.CheckboxSelectMultiple)
+    mode = {int: "numeric", float: "decimal"}.get(spec.kind)
+    attrs = {"inputmode": mode, "autocomplete": "off"} if mode else {"spellcheck": "false"}
+    return forms.CharField(**{**options, "initial": exact(value)}, widget=forms.TextInput(attrs=attrs))
+
+
+def _range_words(metadata: Mapping[str, Any]) -> str:
+    """Unit and range: "points, -9 to 9."."""
+    low, high = metadata["low"], metadata["high"]
+    span = "" if low is None or high is None else f"{low:,.10g} to {high:,.10g}"
+    return ", ".join(part for part in (metadata["unit"], span) if part) + ("." if metadata["unit"] or span else "")
 
 
 def _typed(kind: Any, value: Any) -> Any:
@@ -279,8 +300,12 @@ class PoolForm(forms.Form):
 
     name = forms.CharField(max_length=200)
     licence = forms.CharField(max_length=200, required=False, help_text="For instance CC-BY-NC-4.0. It is shown wherever the pool is.")
-    file = forms.FileField(required=False, allow_empty_file=True, help_text="JSONL or JSON, in the Alpaca or the Self-Instruct format, UTF-8.")
-    text = forms.CharField(label="Or paste it here", required=False, strip=False, widget=forms.Textarea(attrs={"rows": 10, "spellcheck": "false"}))
+    file = forms.FileField(
+        required=False, allow_empty_file=True, help_text="JSONL or JSON, in the Alpaca or the Self-Instruct format, UTF-8."
+    )
+    text = forms.CharField(
+        label="Or paste it here", required=False, strip=False, widget=forms.Textarea(attrs={"rows": 10, "spellcheck": "false"})
+    )
 
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
@@ -301,6 +326,7 @@ class EndpointForm(_EndpointModelForm):
             "base_url": forms.TextInput(attrs={"inputmode": "url", "spellcheck": "false", "placeholder": "https://api.example.com/v1"}),
             "key_env": forms.TextInput(attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "OPENAI_API_KEY"}),
         }
+        labels = {"base_url": "Base URL", "key_env": "Variable with the key"}
         help_texts = {
             "name": "Short, without spaces: runs refer to it.",
             "base_url": "Where the OpenAI-compatible API begins, usually ending in /v1.",
@@ -311,7 +337,7 @@ class EndpointForm(_EndpointModelForm):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for name, spec in EndpointConfig.__dataclass_fields__.items():
-            self.fields[name].unit = spec.metadata["unit"]  # type: ignore[attr-defined]
+            self.fields[name].range = _range_words({**spec.metadata, "unit": ""})  # type: ignore[attr-defined]
 
     def clean_base_url(self) -> str:
         url: str = self.cleaned_data["base_url"]
@@ -325,7 +351,9 @@ class EndpointForm(_EndpointModelForm):
     def clean_key_env(self) -> str:
         name: str = self.cleaned_data["key_env"]
         if KEY_LIKE.match(name) or len(name) > 100:
-            raise forms.ValidationError("This looks like a key, and it was not saved. Put the key into the environment and its variable's name here.")
+            raise forms.ValidationError(
+                "This looks like a key, and it was not saved. Put the key into the environment and its variable's name here."
+            )
         if name and not VARIABLE_NAME.fullmatch(name):
             raise forms.ValidationError("Not the name of a variable: letters, digits and _ only, for instance OPENAI_API_KEY.")
         return name
@@ -378,7 +406,9 @@ class CandidateFilterForm(forms.Form):
     def __init__(self, data: Mapping[str, Any], *, iterations: Sequence[int], fates: Sequence[str]) -> None:
         super().__init__(data)
         _offer(self.fields["iteration"], [("", "Any"), *((str(n), f"Iteration {n}") for n in iterations if n)])
-        _offer(self.fields["fate"], [("", "Any"), ("rejected", "rejected, any reason"), *((fate, fate.replace("_", " ")) for fate in fates)])
+        _offer(
+            self.fields["fate"], [("", "Any"), ("rejected", "rejected, any reason"), *((fate, fate.replace("_", " ")) for fate in fates)]
+        )
 
     @property
     def chosen(self) -> dict[str, Any]:

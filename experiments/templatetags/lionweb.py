@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
+from experiments.config_table import exact
 from experiments.models import Job
 from experiments.roles import ROLES, Role, role_of
 
@@ -118,12 +119,6 @@ def _rough(seconds: float) -> str:
 
 
 @register.filter
-def plain(value: float) -> str:
-    """A bound of a range, short: 1,000,000 or 0.9."""
-    return f"{value:,.10g}"
-
-
-@register.filter
 def rate(per_s: float) -> str:
     """A speed in the unit in which it reads best."""
     return f"{per_s:.1f} / s" if per_s >= 1 else f"{60 * per_s:.1f} / min"
@@ -158,7 +153,7 @@ def setting_value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value) or "empty"
+    return str(exact(value)) or "empty"
 
 
 # Badges
@@ -204,7 +199,7 @@ def sparkline(values: Sequence[float], tone: str = "hard", label: str = "") -> S
     last_x, last_y = points[-1]
     return format_html(
         '<svg class="sparkline tone-{}" width="72" height="22" viewBox="0 0 72 22" role="img" aria-label="{}"><title>{}</title>'
-        '<path d="{}"/><circle cx="{}" cy="{}" r="2.5"/></svg>',
+        '<line x1="3" x2="69" y1="19.5" y2="19.5"/><path d="{}"/><circle cx="{}" cy="{}" r="2.5"/></svg>',
         tone, label, label, line, f"{last_x:.1f}", f"{last_y:.1f}",
     )  # fmt: skip
 

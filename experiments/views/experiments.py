@@ -28,6 +28,10 @@ class RunRow:
     last_score: BenchmarkScore | None
 
     @property
+    def last_hard_share(self) -> float | None:
+        return self.hard_shares[-1] if self.hard_shares else None
+
+    @property
     def hard_text(self) -> str:
         return "Hard share by iteration: " + ", ".join(f"{share:.0%}" for share in self.hard_shares)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from django.db.models import Count, Max, QuerySet
@@ -64,11 +65,12 @@ def _last_metrics(jobs: Sequence[Job]) -> dict[int, Metric]:
     return {metric.job_id: metric for metric in rows} if tunings else {}
 
 
-def _quarantined() -> list[Iteration]:
-    """The iterations of recent runs that quarantined something, newest first."""
+def _quarantined() -> list[tuple[Run, list[Any]]]:
+    """Recent runs with the iterations that quarantined something, newest first."""
     recent = Run.objects.order_by("-id").values("pk")[:RECENT_RUNS]
     rows = Iteration.objects.filter(run__in=recent, verdicts__label=Label.QUARANTINED).select_related("run")
-    return list(rows.annotate(n=Count("verdicts")).order_by("-run", "-number")[:MOST_SHOWN])
+    counted = rows.annotate(n=Count("verdicts")).order_by("-run", "number")
+    return [(run, list(iterations)) for run, iterations in groupby(counted, key=lambda iteration: iteration.run)][:MOST_SHOWN]
 
 
 def _experiments() -> QuerySet[Any]:

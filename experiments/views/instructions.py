@@ -38,7 +38,7 @@ def filter_instructions(rows: QuerySet[Instruction], chosen: dict[str, Any]) -> 
     if "q" in chosen:
         rows = querysets.matching(rows, chosen["q"])
     if "iteration" in chosen:
-        rows = rows.filter(label__isnull=False)
+        rows = rows.filter(**{"label__isnull": False})
     if "made_to" in chosen:
         rows = rows.filter(iteration__number__lte=chosen["made_to"])
     exact = {"verdict": "label", "made": "iteration__number", "origin": "origin", "kind": "kind", "inconsistent": "inconsistent"}
@@ -119,5 +119,3 @@ def _neighbours(found: Instruction) -> dict[str, Any]:
         "previous": siblings.filter(position__lt=found.position).order_by("-position").first(),
         "next": siblings.filter(position__gt=found.position).order_by("position").first(),
     }
-
-

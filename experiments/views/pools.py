@@ -10,6 +10,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from experiments.forms import PoolForm
 from experiments.models import SeedPool
+from experiments.pool_files import decode_pool_file
 from experiments.roles import requires
 from experiments.services.pools import import_seed_pool
 from experiments.views.paging import page_of
@@ -47,7 +48,12 @@ def pool_import(request: HttpRequest) -> HttpResponse:
         else:
             messages.success(request, f"Imported {made.name}.")
             return redirect("pool", made.pk)
-    context = {"form": form, "problems": problems[:MOST_PROBLEMS], "n_problems": len(problems), "more": max(len(problems) - MOST_PROBLEMS, 0)}
+    context = {
+        "form": form,
+        "problems": problems[:MOST_PROBLEMS],
+        "n_problems": len(problems),
+        "more": max(len(problems) - MOST_PROBLEMS, 0),
+    }
     return render(request, "pool_import.html", context, status=422 if problems or form.errors else 200)
 
 
@@ -55,17 +61,8 @@ def _import(form: PoolForm, request: HttpRequest) -> SeedPool:
     """Raises SeedPoolError, with the lines that are wrong, and ConfigError for a name that is taken."""
     file, data = form.cleaned_data["file"], form.cleaned_data
     source = file.name if file else "pasted text"
-    text = decode(file.read(), name=source) if file else data["text"]
+    text = decode_pool_file(file.read(), name=source) if file else data["text"]
     return import_seed_pool(text, name=data["name"], source=source, licence=data["licence"], owner=signed_in(request))
-
-
-def decode(data: bytes, *, name: str) -> str:
-    """A file's text. Raises SeedPoolError where it is not UTF-8, naming the line."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SeedPoolError(name, [(line, "Not UTF-8. Save the file as UTF-8.")]) from None
 
 
 def _add_errors(form: PoolForm, error: ConfigError) -> None:

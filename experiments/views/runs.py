@@ -43,8 +43,8 @@ def _board_context(board: Board) -> dict[str, Any]:
         "board": board,
         "stages": STAGE_ORDER,
         "charts": [
-            charts.pool_chart(board.run, board.judged),
-            charts.score_chart(board.scores),
+            charts.pool_chart(board),
+            charts.score_chart(board),
             charts.loss_chart(board.metrics),
         ],
         "can_stop": board.run.state in (RunState.QUEUED, RunState.RUNNING),

@@ -32,4 +32,14 @@ document.addEventListener("submit", (event) => {
   if (question && !confirm(question)) event.preventDefault();
 });
 
+/** A link to a folded part of the page opens it. */
+function openTarget() {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const folded = target && (target.closest("details") ?? target.querySelector("details"));
+  if (folded) folded.open = true;
+}
+
+addEventListener("hashchange", openTarget);
+openTarget();
+
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new CustomEvent("themechange")));
