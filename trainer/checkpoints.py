@@ -126,8 +126,13 @@ def writing_whole(final: Path, *, needed: int) -> Iterator[Path]:
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file, so that the new name never points to data a power cut can lose."""
+    """Flush every file, so that the new name never points to data a power cut can lose.
+
+    Files also get the folder's own rights: safetensors makes its files unreadable for anyone else, the web server included.
+    """
+    rights = folder.stat().st_mode & 0o666
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        path.chmod(rights)
         with path.open("rb") as file:
             os.fsync(file.fileno())
 

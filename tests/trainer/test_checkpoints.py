@@ -49,6 +49,16 @@ def test_the_manifest_is_plain_json_with_the_config(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "c" / MANIFEST).read_text())["config"] == {"name": "run"}
 
 
+def test_whoever_may_open_the_folder_may_read_the_weights(tmp_path: Path) -> None:
+    def save_private(folder: Path) -> None:
+        save_weights(folder)
+        (folder / "model.safetensors").chmod(0o600)
+
+    write_checkpoint(tmp_path / "c", make_manifest(), save_private, weight_bytes=1)
+
+    assert (tmp_path / "c" / "model.safetensors").stat().st_mode & 0o666 == (tmp_path / "c").stat().st_mode & 0o666
+
+
 def test_a_changed_weight_is_found(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c", make_manifest(), save_weights, weight_bytes=1)
     (tmp_path / "c" / "model.safetensors").write_bytes(b"other")
