@@ -96,7 +96,7 @@ class FakeStudent:
 
     def imitate(self, examples: Sequence[Example], *, iteration: int, on_metric: Callable[[Metric], None]) -> CheckpointInfo:
         self._known |= {example.instruction.prompt: example.response for example in examples}
-        checkpoint = self._folder / "checkpoint"
+        checkpoint = self._folder / f"iteration-{iteration}"
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / "memory.txt").write_text("".join(f"{question}\t{answer}\n" for question, answer in self._known.items()))
         on_metric(Metric(step=1, steps=1, loss=0.5, learning_rate=0.1))
@@ -129,7 +129,7 @@ class FakeDesk:
         return self._roles()
 
     def student(self, *, iteration: int, start: Path | None) -> FakeStudent:
-        return FakeStudent(self.folder / f"iteration-{iteration}", start)
+        return FakeStudent(self.folder / "checkpoints", start)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)

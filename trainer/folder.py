@@ -1,7 +1,7 @@
 """A run's book as a folder of JSONL files, for the command line.
 
-    config.json completions.jsonl summary.json
-    iteration-0/  train_pool teacher_responses metrics answers-<benchmark> (.jsonl), scores.json, checkpoint.json, checkpoint/
+    config.json completions.jsonl summary.json checkpoints/
+    iteration-0/  train_pool teacher_responses metrics answers-<benchmark> (.jsonl), scores.json, checkpoint.json
     iteration-1/  cache_pool student_responses judgements verdicts candidates (.jsonl), and the same as above
 
 Records are appended and flushed to the disk as they come. A line that was cut off by a crash is the last of its file and is dropped.
@@ -173,15 +173,15 @@ class FolderBook:
 
     def checkpoint_record(self, iteration: int) -> dict[str, Any] | None:
         """Path below the folder, step, first and last loss of an iteration's checkpoint, or None."""
-        path = self.checkpoint_folder(iteration) / "checkpoint.json"
+        path = self._folder(iteration) / "checkpoint.json"
         record: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         return record
 
     def checkpoint_folder(self, iteration: int) -> Path:
-        return self.folder / f"iteration-{iteration}"
+        return self.folder / "checkpoints"
 
     def scores(self, iteration: int) -> dict[str, list[TaskScore]]:
-        path = self.checkpoint_folder(iteration) / "scores.json"
+        path = self._folder(iteration) / "scores.json"
         stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return {name: [TaskScore(**score) for score in scores] for name, scores in stored.items()}
 
@@ -212,7 +212,7 @@ class FolderBook:
 
     def keep_checkpoint(self, iteration: int, checkpoint: CheckpointInfo) -> None:
         record = {**asdict(checkpoint), "path": str(checkpoint.path.relative_to(self.folder))}
-        write_json(self.checkpoint_folder(iteration) / "checkpoint.json", record)
+        write_json(self._folder(iteration) / "checkpoint.json", record)
 
     def keep_answers(self, iteration: int, benchmark: str, answers: Sequence[BenchmarkAnswer]) -> None:
         write_jsonl(self._path(iteration, f"answers-{benchmark}"), (a.as_dict() for a in answers), append=True)
@@ -220,12 +220,15 @@ class FolderBook:
     def keep_scores(self, iteration: int, benchmark: str) -> None:
         scores = {**self.scores(iteration), benchmark: task_scores(self._answers(iteration, benchmark))}
         data = {name: [asdict(score) for score in of_tasks] for name, of_tasks in scores.items()}
-        write_json(self.checkpoint_folder(iteration) / "scores.json", data)
+        write_json(self._folder(iteration) / "scores.json", data)
 
     # Files
 
     def _path(self, iteration: int, name: str) -> Path:
-        return self.checkpoint_folder(iteration) / f"{name}.jsonl"
+        return self._folder(iteration) / f"{name}.jsonl"
+
+    def _folder(self, iteration: int) -> Path:
+        return self.folder / f"iteration-{iteration}"
 
     def _records(self, kind: type[AnyRecord], iteration: int, name: str) -> list[AnyRecord]:
         return [

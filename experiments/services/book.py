@@ -80,7 +80,7 @@ class PostgresBook:
         return settings.LIONWEB_DATA / row.path if row else None
 
     def checkpoint_folder(self, iteration: int) -> Path:
-        return self.run_folder / f"iteration-{iteration}"
+        return self.run_folder / "checkpoints"
 
     @property
     def run_folder(self) -> Path:

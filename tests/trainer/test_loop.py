@@ -128,7 +128,7 @@ def test_what_the_teacher_could_not_answer_is_left_out_and_quarantined(tmp_path:
     assert "1 of 10 instructions have no usable teacher response and are left out." in desk.notes
     assert book.verdicts(1)["seed-000003"].label is Label.QUARANTINED
     assert "seed-000003" not in {key for key, _ in desk.referee.asked}
-    memory = (tmp_path / "iteration-0" / "checkpoint" / "memory.txt").read_text()
+    memory = (tmp_path / "checkpoints" / "iteration-0" / "memory.txt").read_text()
     assert "seed3 number3" not in memory
 
 
@@ -167,5 +167,5 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_a_broken_one_is_named(tmp_path
 def test_the_student_starts_from_the_last_checkpoint_or_from_the_base(tmp_path: Path, start: str) -> None:
     config = replace(CONFIG, loop=replace(CONFIG.loop, student_start=start))
     distil(book_in(tmp_path, config), FakeDesk(tmp_path), config)
-    memory = (tmp_path / "iteration-2" / "checkpoint" / "memory.txt").read_text().splitlines()
+    memory = (tmp_path / "checkpoints" / "iteration-2" / "memory.txt").read_text().splitlines()
     assert len(memory) == (22 if start == "last" else 6)

@@ -1,0 +1,76 @@
+"""The student in a child process: memory comes back when it ends, and a crash stays there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.config import RunConfig
+from trainer.folder import write_jsonl
+from trainer.launch import run_child
+from trainer.records import BenchmarkItem, Example, Instruction, Metric, Record, Response
+from trainer.roles import CheckpointInfo
+
+
+class ChildStudent:
+    """Implements `roles.Student`: each call starts a child, relays what it reports and raises what went wrong there."""
+
+    def __init__(
+        self, config: RunConfig, *, iteration: int, start: Path | None, folder: Path, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._config = config
+        self._iteration = iteration
+        self._start = start
+        self._folder = folder
+        self._should_stop = should_stop
+
+    def imitate(self, examples: Sequence[Example], *, iteration: int, on_metric: Callable[[Metric], None]) -> CheckpointInfo:
+        made: list[CheckpointInfo] = []
+
+        def on_event(event: dict[str, Any]) -> None:
+            values = {k: v for k, v in event.items() if k != "event"}
+            if event["event"] == "metric":
+                on_metric(Metric(**values))
+            elif event["event"] == "checkpoint":
+                made.append(CheckpointInfo(**{**values, "path": Path(values["path"])}))
+
+        self._run("imitate", examples, on_event)
+        return made[-1]
+
+    def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "responses":
+                keep([Response(**response) for response in event["responses"]])
+
+        self._run("respond", instructions, on_event, done=done)
+
+    def answer(self, items: Sequence[BenchmarkItem], *, keep: Callable[[list[tuple[BenchmarkItem, str]]], None]) -> None:
+        by_key = {item.key: item for item in items}
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "answers":
+                keep([(by_key[key], reply) for key, reply in event["answers"]])
+
+        self._run("answer", items, on_event)
+
+    def _run(
+        self, task: str, records: Sequence[Record], on_event: Callable[[dict[str, Any]], None], *, done: frozenset[str] = frozenset()
+    ) -> None:
+        with tempfile.TemporaryDirectory(prefix="lionweb-") as folder:
+            source = Path(folder) / "input.jsonl"
+            write_jsonl(source, (record.as_dict() for record in records))
+            run_child(
+                {
+                    "task": task,
+                    "config": self._config.as_dict(),
+                    "iteration": self._iteration,
+                    "start": str(self._start) if self._start else None,
+                    "folder": str(self._folder),
+                    "input": str(source),
+                    "done": sorted(done),
+                },
+                on_event=on_event,
+                should_stop=self._should_stop,
+            )
