@@ -350,7 +350,8 @@ class EndpointForm(_EndpointModelForm):
 
     def clean_key_env(self) -> str:
         name: str = self.cleaned_data["key_env"]
-        if KEY_LIKE.match(name) or len(name) > 100:
+        if KEY_LIKE.match(name):
+            self.data = {**self.data.dict(), "key_env": ""}  # a key does not even come back on the page
             raise forms.ValidationError(
                 "This looks like a key, and it was not saved. Put the key into the environment and its variable's name here."
             )
@@ -393,7 +394,7 @@ class FilterForm(forms.Form):
     def chosen(self) -> dict[str, Any]:
         """The valid filters that are set."""
         self.is_valid()
-        return {name: value for name, value in self.cleaned_data.items() if value not in (None, "", False)}
+        return {name: value for name, value in self.cleaned_data.items() if value is not False and value not in (None, "")}
 
 
 class CandidateFilterForm(forms.Form):

@@ -48,7 +48,7 @@ def _jobs_of_run() -> QuerySet[Job]:
 
 def latest_jobs() -> QuerySet[Job]:
     """The latest job of each step."""
-    return Job.objects.order_by("stage", "step", "-id").distinct("stage", "step")
+    return Job.objects.order_by("stage_id", "step", "-id").distinct("stage_id", "step")
 
 
 def runs_with_state() -> QuerySet[Run]:

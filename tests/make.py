@@ -102,15 +102,15 @@ def do_step(run: Run, planned: Planned, rng: random.Random) -> None:
     """Leave the rows of one finished step."""
     iteration, _ = Iteration.objects.get_or_create(run=run, number=planned.iteration)
     job = make_job(iteration, planned.stage, planned.step, state=JobState.FINISHED)
-    work: dict[Step, Callable[[Iteration, random.Random], int]] = {
+    works: dict[Step, Callable[[Iteration, random.Random], int]] = {
         Step.TEACHER_RESPONSES: _teacher_responses,
         Step.TUNING: partial(_tuning, job=job),
         Step.BENCHMARKS: _benchmarks,
         Step.STUDENT_RESPONSES: _student_responses,
         Step.JUDGEMENTS: _judgements,
         Step.CANDIDATES: _candidates,
-    }[planned.step]
-    done = work(iteration, rng)
+    }
+    done = works[planned.step](iteration, rng)
     Job.objects.filter(pk=job.pk).update(items_total=done, items_done=done)
 
 

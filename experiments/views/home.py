@@ -61,7 +61,7 @@ def _iterations(job: Job) -> int:
 def _last_metrics(jobs: Sequence[Job]) -> dict[int, Metric]:
     """job id -> its last logged step: how far a tuning is."""
     tunings = [job.pk for job in jobs if job.step == Step.TUNING]
-    rows = Metric.objects.filter(job__in=tunings).order_by("job", "-step").distinct("job")
+    rows = Metric.objects.filter(job__in=tunings).order_by("job_id", "-step").distinct("job_id")
     return {metric.job_id: metric for metric in rows} if tunings else {}
 
 

@@ -1,0 +1,96 @@
+"""One instruction: both responses, both judgements, its lineage and its trajectory."""
+
+import pytest
+
+from experiments.models import Instruction, Judgement, Response
+from tests import make
+from tests.web.pages import body, queries, text_of
+
+
+@pytest.fixture
+def run(person):
+    return make.make_finished_run(person("member"), seeds=12)
+
+
+def test_responses_judgements_and_scores_are_of_the_chosen_iteration(client_of, run):
+    item = run.instructions.get(position=0)
+    Response.objects.filter(instruction=item, iteration__number=1).update(text="first try")
+    Response.objects.filter(instruction=item, role="student", iteration__number=2).update(text="second try")
+    Judgement.objects.filter(instruction=item, iteration__number=2).update(evidence="seen in two")
+    client = client_of("viewer")
+    last = client.get(f"/instructions/{item.pk}/")
+    assert last.context["student"].text == "second try"
+    assert body(last).count("seen in two") == 2
+    first = client.get(f"/instructions/{item.pk}/?iteration=1")
+    assert first.context["student"].text == "first try"
+    assert first.context["verdict"].iteration.number == 1
+    assert "teacher says" in body(first)
+
+
+def test_an_iteration_it_was_not_judged_in_gives_the_last(client_of, run):
+    item = run.instructions.get(position=0)
+    for asked in ("99", "x", "-1"):
+        assert client_of("viewer").get(f"/instructions/{item.pk}/?iteration={asked}").context["number"] == 2
+
+
+def test_the_lineage_leads_to_the_seed_and_to_the_children(client_of, run):
+    grandchild = Instruction.objects.filter(run=run, iteration__number=2, parent__iteration__number=1).first()
+    if grandchild is None:
+        child = run.instructions.filter(iteration__number=1).first()
+        grandchild = run.instructions.filter(iteration__number=2).first()
+        Instruction.objects.filter(pk=grandchild.pk).update(parent=child)
+        grandchild.refresh_from_db()
+    parent = grandchild.parent
+    response = client_of("viewer").get(f"/instructions/{grandchild.pk}/")
+    chain = response.context["ancestors"]
+    assert [item.pk for item in chain] == [parent.parent_id, parent.pk]
+    assert chain[0].origin == "seed"
+    assert grandchild in client_of("viewer").get(f"/instructions/{parent.pk}/").context["children"]
+
+
+def test_the_trajectory_has_each_iteration_it_was_judged_in(client_of, run):
+    item = run.instructions.get(position=0)
+    trajectory = client_of("viewer").get(f"/instructions/{item.pk}/").context["trajectory"]
+    assert [(verdict.iteration.number, said.iteration.number) for verdict, said in trajectory] == [(1, 1), (2, 2)]
+
+
+def test_a_quarantined_one_shows_why_and_no_number(client_of, run):
+    item = run.instructions.get(position=10)
+    page = text_of(body(client_of("viewer").get(f"/instructions/{item.pk}/?iteration=1")))
+    assert "quarantined" in page
+    assert "could not be read after 3 asks" in page
+    assert "Discrepancy d" not in page
+
+
+def test_model_text_is_escaped_wherever_it_is_shown(client_of, run):
+    hostile = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>"
+    item = run.instructions.get(position=0)
+    Instruction.objects.filter(pk=item.pk).update(text=hostile, input=hostile, kind="<b>k</b>")
+    Response.objects.filter(instruction=item).update(text=hostile)
+    Judgement.objects.filter(instruction=item).update(evidence=hostile)
+    page = body(client_of("viewer").get(f"/instructions/{item.pk}/"))
+    for tag in ("<script>alert", "<img src=x", "</pre><script", "<b>k"):
+        assert tag not in page
+
+
+def test_previous_and_next_follow_the_positions(client_of, run):
+    first, second = run.instructions.order_by("position")[:2]
+    context = client_of("viewer").get(f"/instructions/{first.pk}/").context
+    assert context["previous"] is None
+    assert context["next"] == second
+
+
+def test_an_instruction_nobody_answered_yet_has_a_page(client_of, person):
+    run = make.make_run(person("member"), name="bare")
+    page = text_of(body(client_of("viewer").get(f"/instructions/{run.instructions.first().pk}/")))
+    assert "None yet." in page
+
+
+def test_it_takes_few_queries(client_of, run):
+    item = run.instructions.filter(iteration__number=1).first()
+    assert queries(client_of("viewer"), f"/instructions/{item.pk}/") <= 11
+
+
+def test_a_stranger_and_an_unknown_number(client, client_of, run):
+    assert client.get(f"/instructions/{run.instructions.first().pk}/").status_code == 302
+    assert client_of("viewer").get("/instructions/999999/").status_code == 404
