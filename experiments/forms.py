@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from django import forms
-from django.conf import settings as django_settings
 from django.forms import BoundField
 
 from experiments.config_table import Spec, exact, flatten, specs
@@ -224,9 +223,9 @@ def endpoint_configs() -> dict[str, EndpointConfig]:
 
 
 def offline_endpoint() -> EndpointConfig:
-    """The demo's offline teacher, which `make run` starts beside the web server."""
+    """The demo's offline teacher, which `make run` starts beside the web server; the worker knows its address."""
     preset = load_preset("demo")
-    return replace(preset.endpoints[preset.teacher.endpoint], base_url=f"http://127.0.0.1:{django_settings.LIONWEB_OFFLINE_PORT}/v1")
+    return preset.endpoints[preset.teacher.endpoint]
 
 
 def _matching_endpoint(wanted: EndpointConfig | None, known: Mapping[str, EndpointConfig]) -> str:
@@ -319,17 +318,23 @@ KEY_LIKE = re.compile(r"(?i)^(sk|pk|rk|gsk|hf|xai|ghp|key)[-_].{8,}")
 
 
 class EndpointForm(_EndpointModelForm):
+    base_url = forms.URLField(
+        label="Base URL",
+        max_length=500,
+        assume_scheme="https",
+        help_text="Where the OpenAI-compatible API begins, usually ending in /v1.",
+        widget=forms.TextInput(attrs={"inputmode": "url", "spellcheck": "false", "placeholder": "https://api.example.com/v1"}),
+    )
+
     class Meta:
         model = Endpoint
         fields = ("name", "base_url", "model", "key_env", "max_at_once", "timeout_s", "retries", "send_seed")
         widgets = {
-            "base_url": forms.TextInput(attrs={"inputmode": "url", "spellcheck": "false", "placeholder": "https://api.example.com/v1"}),
             "key_env": forms.TextInput(attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "OPENAI_API_KEY"}),
         }
-        labels = {"base_url": "Base URL", "key_env": "Variable with the key"}
+        labels = {"key_env": "Variable with the key"}
         help_texts = {
             "name": "Short, without spaces: runs refer to it.",
-            "base_url": "Where the OpenAI-compatible API begins, usually ending in /v1.",
             "key_env": "The NAME of the environment variable, never the key. Empty where the server wants no key.",
             "send_seed": "For servers that sample reproducibly by it.",
         }
@@ -351,7 +356,7 @@ class EndpointForm(_EndpointModelForm):
     def clean_key_env(self) -> str:
         name: str = self.cleaned_data["key_env"]
         if KEY_LIKE.match(name):
-            self.data = {**self.data.dict(), "key_env": ""}  # a key does not even come back on the page
+            self.data = {name: self.data[name] for name in self.data if name != "key_env"}  # a key does not even come back on the page
             raise forms.ValidationError(
                 "This looks like a key, and it was not saved. Put the key into the environment and its variable's name here."
             )

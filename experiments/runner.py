@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from experiments.services import jobs
 from experiments.services.book import PostgresBook
 from experiments.services.durable import durably
 from experiments.states import JobState
+from lionweb.logs import log_ids
 from trainer.benchmarks import get_benchmark
 from trainer.child_student import ChildStudent
-from trainer.config import RunConfig
+from trainer.config import OFFLINE_URL, RunConfig
 from trainer.endpoints import EndpointRoles, open_roles
 from trainer.errors import Cancelled, ChildDied, TrainerError
 from trainer.loop import run_step
@@ -43,7 +45,7 @@ def run_job(job_id: int, *, worker: str) -> str:
     book = PostgresBook(job)
     desk = JobDesk(book)
     pulse = Pulse(job, book)
-    with pulse:
+    with log_ids(run=book.run.pk, iteration=job.stage.iteration.number, job=job.pk), pulse:
         state, reason = _do(job, book, desk, pulse)
     book.close()
     if pulse.lost:
@@ -96,6 +98,13 @@ def _items(planned: Planned, book: PostgresBook, config: RunConfig) -> tuple[int
             return 0, 0
 
 
+def with_offline_teacher(config: RunConfig) -> RunConfig:
+    """The config with the address of this machine's offline teacher, where it asks for that one."""
+    here = f"http://127.0.0.1:{settings.LIONWEB_OFFLINE_PORT}/v1"
+    endpoints = {name: replace(e, base_url=here) if e.base_url == OFFLINE_URL else e for name, e in config.endpoints.items()}
+    return replace(config, endpoints=endpoints)
+
+
 class JobDesk:
     """What a step of a job works with: real endpoints, and a student in a child process."""
 
@@ -106,7 +115,7 @@ class JobDesk:
         self.notes: list[str] = []
 
     def roles(self) -> AbstractAsyncContextManager[EndpointRoles]:
-        return open_roles(self._book.config, self._book.completions)
+        return open_roles(with_offline_teacher(self._book.config), self._book.completions)
 
     def student(self, *, iteration: int, start: Path | None) -> Student:
         return ChildStudent(

@@ -44,7 +44,10 @@ class FakeTeacher:
 
 
 class FakeReferee:
-    """Scores by a table of (teacher, student) for each key (elsewhere half the keys are hard), plus `bias` for whoever comes first; unreadable for keys in `unreadable`."""
+    """Scores by a table of (teacher, student) for each key (elsewhere half the keys are hard), plus `bias` for whoever comes first.
+
+    Keys in `unreadable` get no score.
+    """
 
     def __init__(
         self, scores: dict[str, tuple[float, float]] | None = None, *, bias: float = 0.0, unreadable: frozenset[str] = frozenset()
@@ -91,8 +94,8 @@ class FakeStudent:
         self._folder = folder
         self._known: dict[str, str] = {}
         if start:
-            pairs = (line.split("\t") for line in (start / "memory.txt").read_text().splitlines())
-            self._known = {question: answer for question, answer in pairs}
+            pairs = (tuple(line.split("\t")) for line in (start / "memory.txt").read_text().splitlines())
+            self._known = dict(pairs)
 
     def imitate(self, examples: Sequence[Example], *, iteration: int, on_metric: Callable[[Metric], None]) -> CheckpointInfo:
         self._known |= {example.instruction.prompt: example.response for example in examples}

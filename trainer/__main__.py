@@ -144,9 +144,8 @@ def _print_table(summary: dict[str, Any]) -> None:
     print(f"\n{'iteration':>9} {'train':>6} {'cache':>6} {'hard':>6} {'easy':>6} {'quarantined':>11}  benchmarks")
     for row in summary["iterations"]:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in row["benchmarks"].items())
-        print(
-            f"{row['iteration']:>9} {row['train_pool']:>6} {row['cache_pool']:>6} {row['hard']:>6} {row['easy']:>6} {row['quarantined']:>11}  {scores}"
-        )
+        numbers = (row[name] for name in ("iteration", "train_pool", "cache_pool", "hard", "easy", "quarantined"))
+        print(" ".join(f"{number:>{width}}" for number, width in zip(numbers, (9, 6, 6, 6, 6, 11), strict=True)) + f"  {scores}")
     calls = summary["completions"]
     print(f"{calls['asked']} calls paid, {calls['from_store']} answered from the store, {summary['wall_s']} s")
 

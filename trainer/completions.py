@@ -11,16 +11,16 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import httpx2
-import openai
-from openai.types.chat import ChatCompletion
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import EndpointConfig, RoleConfig
 from trainer.errors import ConfigError, ResponseFormatError, TeacherUnavailable
 from trainer.records import Completion
 from trainer.roles import CompletionStore
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types.chat import ChatCompletion
 
 FAILURES_IN_A_ROW = 20
 """So many refused calls without one good answer, and it is the endpoint that is at fault, not the items."""
@@ -50,6 +50,10 @@ class Endpoint:
         self._client: openai.AsyncOpenAI | None = None
 
     async def __aenter__(self) -> Endpoint:
+        # Imported by the first call: an idle worker is half as large without them.
+        import httpx2
+        import openai
+
         most = self.config.max_at_once
         self._client = openai.AsyncOpenAI(
             base_url=self.config.base_url,
@@ -104,6 +108,8 @@ class Endpoint:
         return completion
 
     async def _call(self, key: str, request: dict[str, Any]) -> Completion:
+        import openai
+
         assert self._client is not None, "use the endpoint as an async context manager"
         arguments = {name: request[name] for name in ("model", "messages", "temperature", "top_p", "max_tokens")}
         if self.config.send_seed:
@@ -167,6 +173,8 @@ def _api_key(name: str, config: EndpointConfig, environ: Mapping[str, str]) -> s
 
 def _explain(name: str, config: EndpointConfig, error: Exception) -> Exception:
     """What went wrong with a call, sorted by who can act; an error that is none of the API's is given back as it is."""
+    import openai
+
     where = f"Endpoint {name!r} ({config.base_url})"
     if isinstance(error, openai.APITimeoutError):
         return TeacherUnavailable(f"{where} did not answer within {config.timeout_s:g} s. Resume when it does, or raise its timeout.")

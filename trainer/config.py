@@ -82,7 +82,8 @@ class LoopConfig:
         label="Choice of parents",
         choices=("by_verdict", "random", "uniform"),
         paper="by_verdict",
-        help="by_verdict: hard parents for hard, easy for easy. random: both operators, any parent. uniform: the hard operator alone, any parent.",
+        help="by_verdict: hard parents for hard, easy for easy. random: both operators, any parent. "
+        "uniform: the hard operator alone, any parent.",
     )
     train_pool: str = setting(
         "replace",
@@ -113,7 +114,8 @@ class LoopConfig:
         label="Other rejection rules",
         choices=("paper", "code"),
         paper="paper",
-        help="paper: similarity, empty and cut-off only. code: also the filters of the authors' code (3 words or fewer, the word 'instruction', odd first character).",
+        help="paper: similarity, empty and cut-off only. code: also the filters of the authors' code "
+        "(3 words or fewer, the word 'instruction', odd first character).",
     )
     attempts_per_new: float = setting(
         4.0,
@@ -338,7 +340,7 @@ def _build(config_class: type, values: Any, prefix: str, wrong: dict[str, str], 
     if not isinstance(values, Mapping):
         wrong[prefix] = "Must be a table of settings."
         values = {}
-    kept: dict[str, Any] = {k: v for k, v in asdict(base).items()} if base is not None else {}
+    kept: dict[str, Any] = asdict(base) if base is not None else {}
     for name, value in values.items():
         dotted = f"{prefix}.{name}" if prefix else name
         if name not in by_name:

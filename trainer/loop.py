@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,11 +100,10 @@ def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
         return
     responses = book.teacher_responses()
     pool = book.train_pool(iteration)
-    examples = [Example(instruction=i, response=responses[i.key].text) for i in pool if i.key in responses and not responses[i.key].failure]
+    usable = {key: response.text for key, response in responses.items() if not response.failure}
+    examples = [Example(instruction=i, response=usable[i.key]) for i in pool if i.key in usable]
     if not examples:
-        raise ConfigError(
-            f"The train pool of iteration {iteration} has no answered instruction, so there is nothing to imitate. See the quarantined ones."
-        )
+        raise ConfigError(f"The train pool of iteration {iteration} has no answered instruction, so there is nothing to imitate.")
     if len(examples) < len(pool):
         desk.note(f"{len(pool) - len(examples)} of {len(pool)} instructions have no usable teacher response and are left out.")
     start = book.checkpoint(iteration - 1) if iteration and config.loop.student_start == "last" else None
@@ -174,22 +174,22 @@ def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration:
 def evaluate(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """The checkpoint answers each benchmark's items, greedily; every answer is kept, then the scores."""
     for name in config.evaluation.benchmarks:
-        benchmark = get_benchmark(name)
-        done = book.answered_items(iteration, name)
-        items = benchmark.items()
-
-        def keep(replies: list[tuple[BenchmarkItem, str]], name: str = name) -> None:
-            scored = get_benchmark(name).correct
-            answers = [
-                BenchmarkAnswer(item=item.key, task=item.task, prompt=item.prompt, gold=item.gold, reply=reply, correct=scored(item, reply))
-                for item, reply in replies
-                if item.key not in done
-            ]
-            book.keep_answers(iteration, name, answers)
-
+        items, done = get_benchmark(name).items(), book.answered_items(iteration, name)
         if any(item.key not in done for item in items):
-            desk.student(iteration=iteration, start=_checkpoint(book, iteration)).answer(items, keep=keep)
+            student = desk.student(iteration=iteration, start=_checkpoint(book, iteration))
+            student.answer(items, keep=partial(_keep_answers, book, iteration, name, done))
         book.keep_scores(iteration, name)
+
+
+def _keep_answers(book: Book, iteration: int, name: str, done: frozenset[str], replies: list[tuple[BenchmarkItem, str]]) -> None:
+    """Mark the replies that are not kept yet, and keep them."""
+    correct = get_benchmark(name).correct
+    answers = [
+        BenchmarkAnswer(item=item.key, task=item.task, prompt=item.prompt, gold=item.gold, reply=reply, correct=correct(item, reply))
+        for item, reply in replies
+        if item.key not in done
+    ]
+    book.keep_answers(iteration, name, answers)
 
 
 WORK: dict[Step, Callable[[Book, Desk, RunConfig, int], None]] = {

@@ -8,7 +8,6 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     initial = True
 
     dependencies = [
@@ -17,401 +16,643 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
-            name='Endpoint',
+            name="Endpoint",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.SlugField(max_length=100, unique=True)),
-                ('base_url', models.URLField(max_length=500)),
-                ('model', models.CharField(max_length=200)),
-                ('key_env', models.CharField(blank=True, max_length=100, verbose_name='variable with the key')),
-                ('max_at_once', models.PositiveIntegerField(default=16, verbose_name='calls at once')),
-                ('timeout_s', models.FloatField(default=120.0, verbose_name='timeout in seconds')),
-                ('retries', models.PositiveIntegerField(default=5)),
-                ('send_seed', models.BooleanField(default=False, verbose_name='send the sample number as `seed`')),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.SlugField(max_length=100, unique=True)),
+                ("base_url", models.URLField(max_length=500)),
+                ("model", models.CharField(max_length=200)),
+                ("key_env", models.CharField(blank=True, max_length=100, verbose_name="variable with the key")),
+                ("max_at_once", models.PositiveIntegerField(default=16, verbose_name="calls at once")),
+                ("timeout_s", models.FloatField(default=120.0, verbose_name="timeout in seconds")),
+                ("retries", models.PositiveIntegerField(default=5)),
+                ("send_seed", models.BooleanField(default=False, verbose_name="send the sample number as `seed`")),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
             ],
             options={
-                'ordering': ('name',),
+                "ordering": ("name",),
             },
         ),
         migrations.CreateModel(
-            name='Iteration',
+            name="Iteration",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('number', models.PositiveSmallIntegerField()),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("number", models.PositiveSmallIntegerField()),
             ],
             options={
-                'ordering': ('number',),
+                "ordering": ("number",),
             },
         ),
         migrations.CreateModel(
-            name='Experiment',
+            name="Experiment",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=200, unique=True)),
-                ('description', models.TextField(blank=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('owner', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='experiments', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=200, unique=True)),
+                ("description", models.TextField(blank=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "owner",
+                    models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name="experiments", to=settings.AUTH_USER_MODEL),
+                ),
             ],
             options={
-                'ordering': ('-created_at', '-id'),
+                "ordering": ("-created_at", "-id"),
             },
         ),
         migrations.CreateModel(
-            name='Checkpoint',
+            name="Checkpoint",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('path', models.CharField(help_text='below the data folder', max_length=500)),
-                ('step', models.PositiveIntegerField()),
-                ('first_loss', models.FloatField()),
-                ('last_loss', models.FloatField()),
-                ('size_bytes', models.PositiveBigIntegerField()),
-                ('manifest', models.JSONField(default=dict, help_text='config, versions and sha256 of each file')),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('iteration', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, related_name='checkpoint', to='experiments.iteration')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("path", models.CharField(help_text="below the data folder", max_length=500)),
+                ("step", models.PositiveIntegerField()),
+                ("first_loss", models.FloatField()),
+                ("last_loss", models.FloatField()),
+                ("size_bytes", models.PositiveBigIntegerField()),
+                ("manifest", models.JSONField(default=dict, help_text="config, versions and sha256 of each file")),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "iteration",
+                    models.OneToOneField(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="checkpoint", to="experiments.iteration"
+                    ),
+                ),
             ],
         ),
         migrations.CreateModel(
-            name='Run',
+            name="Run",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=100, unique=True)),
-                ('config', models.JSONField()),
-                ('seed', models.PositiveIntegerField()),
-                ('steps', models.PositiveIntegerField(help_text='how many steps its config plans')),
-                ('stop_requested_at', models.DateTimeField(blank=True, null=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('experiment', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='runs', to='experiments.experiment')),
-                ('owner', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='runs', to=settings.AUTH_USER_MODEL)),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=100, unique=True)),
+                ("config", models.JSONField()),
+                ("seed", models.PositiveIntegerField()),
+                ("steps", models.PositiveIntegerField(help_text="how many steps its config plans")),
+                ("stop_requested_at", models.DateTimeField(blank=True, null=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "experiment",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="runs", to="experiments.experiment"),
+                ),
+                ("owner", models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name="runs", to=settings.AUTH_USER_MODEL)),
             ],
             options={
-                'ordering': ('-created_at', '-id'),
-            },
-        ),
-        migrations.AddField(
-            model_name='iteration',
-            name='run',
-            field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='iterations', to='experiments.run'),
-        ),
-        migrations.CreateModel(
-            name='Instruction',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('key', models.CharField(max_length=60)),
-                ('position', models.PositiveIntegerField(help_text="its place in the run's cache pool")),
-                ('text', models.TextField()),
-                ('input', models.TextField(blank=True)),
-                ('origin', models.CharField(choices=[('seed', 'seed'), ('hard', 'hard'), ('easy', 'easy')], max_length=10)),
-                ('kind', models.CharField(blank=True, max_length=100)),
-                ('search', models.GeneratedField(db_persist=True, expression=django.contrib.postgres.search.SearchVector('text', 'input', config='simple'), output_field=django.contrib.postgres.search.SearchVectorField())),
-                ('parent', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='children', to='experiments.instruction')),
-                ('iteration', models.ForeignKey(help_text='the iteration that made it; 0 for seeds', on_delete=django.db.models.deletion.CASCADE, related_name='instructions', to='experiments.iteration')),
-                ('run', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='instructions', to='experiments.run')),
-            ],
-            options={
-                'ordering': ('position',),
-            },
-        ),
-        migrations.CreateModel(
-            name='Completion',
-            fields=[
-                ('key', models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ('endpoint', models.CharField(max_length=100)),
-                ('model', models.CharField(max_length=200)),
-                ('request', models.JSONField()),
-                ('text', models.TextField(blank=True)),
-                ('finish_reason', models.CharField(max_length=30)),
-                ('prompt_tokens', models.PositiveIntegerField()),
-                ('completion_tokens', models.PositiveIntegerField()),
-                ('latency_s', models.FloatField()),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('run', models.ForeignKey(help_text='the run that paid for it', null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='completions', to='experiments.run')),
-            ],
-        ),
-        migrations.CreateModel(
-            name='SeedPool',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(max_length=200, unique=True)),
-                ('source', models.CharField(help_text='file it was imported from, or how it was made', max_length=500)),
-                ('licence', models.CharField(blank=True, max_length=200)),
-                ('duplicates', models.PositiveIntegerField(default=0, help_text='exact repeats that were dropped on import')),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('owner', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='seed_pools', to=settings.AUTH_USER_MODEL)),
-            ],
-            options={
-                'ordering': ('-created_at', '-id'),
-            },
-        ),
-        migrations.CreateModel(
-            name='SeedInstruction',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('position', models.PositiveIntegerField()),
-                ('text', models.TextField()),
-                ('input', models.TextField(blank=True)),
-                ('kind', models.CharField(blank=True, max_length=100)),
-                ('pool', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='instructions', to='experiments.seedpool')),
-            ],
-            options={
-                'ordering': ('position',),
+                "ordering": ("-created_at", "-id"),
             },
         ),
         migrations.AddField(
-            model_name='run',
-            name='seed_pool',
-            field=models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='runs', to='experiments.seedpool'),
+            model_name="iteration",
+            name="run",
+            field=models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="iterations", to="experiments.run"),
         ),
         migrations.CreateModel(
-            name='Stage',
+            name="Instruction",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('name', models.CharField(choices=[('imitation', 'imitation'), ('evaluation', 'evaluation'), ('discrimination', 'discrimination'), ('generation', 'generation')], max_length=20)),
-                ('iteration', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='stages', to='experiments.iteration')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("key", models.CharField(max_length=60)),
+                ("position", models.PositiveIntegerField(help_text="its place in the run's cache pool")),
+                ("text", models.TextField()),
+                ("input", models.TextField(blank=True)),
+                ("origin", models.CharField(choices=[("seed", "seed"), ("hard", "hard"), ("easy", "easy")], max_length=10)),
+                ("kind", models.CharField(blank=True, max_length=100)),
+                (
+                    "search",
+                    models.GeneratedField(
+                        db_persist=True,
+                        expression=django.contrib.postgres.search.SearchVector("text", "input", config="simple"),
+                        output_field=django.contrib.postgres.search.SearchVectorField(),
+                    ),
+                ),
+                (
+                    "parent",
+                    models.ForeignKey(
+                        blank=True,
+                        null=True,
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="children",
+                        to="experiments.instruction",
+                    ),
+                ),
+                (
+                    "iteration",
+                    models.ForeignKey(
+                        help_text="the iteration that made it; 0 for seeds",
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="instructions",
+                        to="experiments.iteration",
+                    ),
+                ),
+                ("run", models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="instructions", to="experiments.run")),
             ],
             options={
-                'ordering': ('id',),
+                "ordering": ("position",),
             },
         ),
         migrations.CreateModel(
-            name='Job',
+            name="Completion",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('step', models.CharField(choices=[('teacher_responses', 'teacher_responses'), ('tuning', 'tuning'), ('benchmarks', 'benchmarks'), ('student_responses', 'student_responses'), ('judgements', 'judgements'), ('candidates', 'candidates')], max_length=30)),
-                ('queue', models.CharField(choices=[('teacher', 'Teacher'), ('gpu', 'Gpu')], max_length=10)),
-                ('state', models.CharField(choices=[('queued', 'Queued'), ('running', 'Running'), ('finished', 'Finished'), ('failed', 'Failed'), ('crashed', 'Crashed'), ('stopped', 'Stopped')], default='queued', max_length=10)),
-                ('reason', models.TextField(blank=True, help_text='why it ended as it did, in words for a person')),
-                ('note', models.TextField(blank=True, help_text='what a person should know about how it went')),
-                ('worker', models.CharField(blank=True, max_length=200)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('sent_at', models.DateTimeField(help_text='when a worker was last told to look at it', null=True)),
-                ('started_at', models.DateTimeField(null=True)),
-                ('ended_at', models.DateTimeField(null=True)),
-                ('lease_expires_at', models.DateTimeField(help_text='a running job whose lease is over is lost', null=True)),
-                ('items_before', models.PositiveIntegerField(default=0, help_text='items of the step that earlier jobs had done')),
-                ('items_done', models.PositiveIntegerField(default=0)),
-                ('items_total', models.PositiveIntegerField(default=0)),
-                ('stage', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='jobs', to='experiments.stage')),
+                ("key", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("endpoint", models.CharField(max_length=100)),
+                ("model", models.CharField(max_length=200)),
+                ("request", models.JSONField()),
+                ("text", models.TextField(blank=True)),
+                ("finish_reason", models.CharField(max_length=30)),
+                ("prompt_tokens", models.PositiveIntegerField()),
+                ("completion_tokens", models.PositiveIntegerField()),
+                ("latency_s", models.FloatField()),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "run",
+                    models.ForeignKey(
+                        help_text="the run that paid for it",
+                        null=True,
+                        on_delete=django.db.models.deletion.SET_NULL,
+                        related_name="completions",
+                        to="experiments.run",
+                    ),
+                ),
+            ],
+        ),
+        migrations.CreateModel(
+            name="SeedPool",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("name", models.CharField(max_length=200, unique=True)),
+                ("source", models.CharField(help_text="file it was imported from, or how it was made", max_length=500)),
+                ("licence", models.CharField(blank=True, max_length=200)),
+                ("duplicates", models.PositiveIntegerField(default=0, help_text="exact repeats that were dropped on import")),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "owner",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="seed_pools", to=settings.AUTH_USER_MODEL
+                    ),
+                ),
             ],
             options={
-                'ordering': ('id',),
+                "ordering": ("-created_at", "-id"),
             },
         ),
         migrations.CreateModel(
-            name='Verdict',
+            name="SeedInstruction",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('label', models.CharField(choices=[('hard', 'hard'), ('easy', 'easy'), ('quarantined', 'quarantined')], max_length=12)),
-                ('teacher_score', models.FloatField(null=True)),
-                ('student_score', models.FloatField(null=True)),
-                ('discrepancy', models.FloatField(help_text='mean teacher score minus mean student score', null=True)),
-                ('inconsistent', models.BooleanField(default=False, help_text='the two orders disagree on the side of tau')),
-                ('reason', models.TextField(blank=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('instruction', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='verdicts', to='experiments.instruction')),
-                ('iteration', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='verdicts', to='experiments.iteration')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("position", models.PositiveIntegerField()),
+                ("text", models.TextField()),
+                ("input", models.TextField(blank=True)),
+                ("kind", models.CharField(blank=True, max_length=100)),
+                (
+                    "pool",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="instructions", to="experiments.seedpool"),
+                ),
             ],
             options={
-                'ordering': ('id',),
+                "ordering": ("position",),
+            },
+        ),
+        migrations.AddField(
+            model_name="run",
+            name="seed_pool",
+            field=models.ForeignKey(
+                null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="runs", to="experiments.seedpool"
+            ),
+        ),
+        migrations.CreateModel(
+            name="Stage",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "name",
+                    models.CharField(
+                        choices=[
+                            ("imitation", "imitation"),
+                            ("evaluation", "evaluation"),
+                            ("discrimination", "discrimination"),
+                            ("generation", "generation"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                (
+                    "iteration",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="stages", to="experiments.iteration"),
+                ),
+            ],
+            options={
+                "ordering": ("id",),
             },
         ),
         migrations.CreateModel(
-            name='Candidate',
+            name="Job",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('key', models.CharField(max_length=60)),
-                ('origin', models.CharField(choices=[('seed', 'seed'), ('hard', 'hard'), ('easy', 'easy')], max_length=10)),
-                ('attempt', models.PositiveIntegerField()),
-                ('text', models.TextField(blank=True)),
-                ('fate', models.CharField(choices=[('accepted', 'accepted'), ('too_similar', 'too_similar'), ('empty', 'empty'), ('too_short', 'too_short'), ('cut_off', 'cut_off'), ('marker_words', 'marker_words'), ('bad_start', 'bad_start'), ('no_reply', 'no_reply')], max_length=20)),
-                ('similarity', models.FloatField(help_text='ROUGE-L F1 to the nearest known instruction, 0..1', null=True)),
-                ('completion', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='experiments.completion')),
-                ('nearest', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='experiments.instruction')),
-                ('parent', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='candidates', to='experiments.instruction')),
-                ('iteration', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='candidates', to='experiments.iteration')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "step",
+                    models.CharField(
+                        choices=[
+                            ("teacher_responses", "teacher_responses"),
+                            ("tuning", "tuning"),
+                            ("benchmarks", "benchmarks"),
+                            ("student_responses", "student_responses"),
+                            ("judgements", "judgements"),
+                            ("candidates", "candidates"),
+                        ],
+                        max_length=30,
+                    ),
+                ),
+                ("queue", models.CharField(choices=[("teacher", "Teacher"), ("gpu", "Gpu")], max_length=10)),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("queued", "Queued"),
+                            ("running", "Running"),
+                            ("finished", "Finished"),
+                            ("failed", "Failed"),
+                            ("crashed", "Crashed"),
+                            ("stopped", "Stopped"),
+                        ],
+                        default="queued",
+                        max_length=10,
+                    ),
+                ),
+                ("reason", models.TextField(blank=True, help_text="why it ended as it did, in words for a person")),
+                ("note", models.TextField(blank=True, help_text="what a person should know about how it went")),
+                ("worker", models.CharField(blank=True, max_length=200)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                ("sent_at", models.DateTimeField(help_text="when a worker was last told to look at it", null=True)),
+                ("started_at", models.DateTimeField(null=True)),
+                ("ended_at", models.DateTimeField(null=True)),
+                ("lease_expires_at", models.DateTimeField(help_text="a running job whose lease is over is lost", null=True)),
+                ("items_before", models.PositiveIntegerField(default=0, help_text="items of the step that earlier jobs had done")),
+                ("items_done", models.PositiveIntegerField(default=0)),
+                ("items_total", models.PositiveIntegerField(default=0)),
+                ("stage", models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="jobs", to="experiments.stage")),
             ],
             options={
-                'ordering': ('attempt', '-origin'),
-                'indexes': [models.Index(fields=['iteration', 'fate'], name='experiments_iterati_d50f5b_idx')],
-                'constraints': [models.UniqueConstraint(fields=('iteration', 'origin', 'attempt'), name='candidate_attempt_unique'), models.CheckConstraint(condition=models.Q(('similarity__isnull', True), models.Q(('similarity__gte', 0), ('similarity__lte', 1)), _connector='OR'), name='candidate_similarity_range')],
+                "ordering": ("id",),
             },
         ),
         migrations.CreateModel(
-            name='BenchmarkScore',
+            name="Verdict",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('benchmark', models.CharField(max_length=50)),
-                ('task', models.CharField(blank=True, max_length=100)),
-                ('value', models.FloatField()),
-                ('n', models.PositiveIntegerField()),
-                ('standard_error', models.FloatField()),
-                ('iteration', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='scores', to='experiments.iteration')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("label", models.CharField(choices=[("hard", "hard"), ("easy", "easy"), ("quarantined", "quarantined")], max_length=12)),
+                ("teacher_score", models.FloatField(null=True)),
+                ("student_score", models.FloatField(null=True)),
+                ("discrepancy", models.FloatField(help_text="mean teacher score minus mean student score", null=True)),
+                ("inconsistent", models.BooleanField(default=False, help_text="the two orders disagree on the side of tau")),
+                ("reason", models.TextField(blank=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "instruction",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="verdicts", to="experiments.instruction"),
+                ),
+                (
+                    "iteration",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="verdicts", to="experiments.iteration"),
+                ),
             ],
             options={
-                'ordering': ('benchmark', 'task'),
-                'constraints': [models.UniqueConstraint(fields=('iteration', 'benchmark', 'task'), name='score_unique'), models.CheckConstraint(condition=models.Q(('value__gte', 0), ('value__lte', 1)), name='score_range')],
+                "ordering": ("id",),
             },
         ),
         migrations.CreateModel(
-            name='BenchmarkAnswer',
+            name="Candidate",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('benchmark', models.CharField(max_length=50)),
-                ('item', models.CharField(max_length=100)),
-                ('task', models.CharField(max_length=100)),
-                ('prompt', models.TextField()),
-                ('gold', models.TextField()),
-                ('reply', models.TextField(blank=True)),
-                ('correct', models.BooleanField(null=True)),
-                ('iteration', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='answers', to='experiments.iteration')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("key", models.CharField(max_length=60)),
+                ("origin", models.CharField(choices=[("seed", "seed"), ("hard", "hard"), ("easy", "easy")], max_length=10)),
+                ("attempt", models.PositiveIntegerField()),
+                ("text", models.TextField(blank=True)),
+                (
+                    "fate",
+                    models.CharField(
+                        choices=[
+                            ("accepted", "accepted"),
+                            ("too_similar", "too_similar"),
+                            ("empty", "empty"),
+                            ("too_short", "too_short"),
+                            ("cut_off", "cut_off"),
+                            ("marker_words", "marker_words"),
+                            ("bad_start", "bad_start"),
+                            ("no_reply", "no_reply"),
+                        ],
+                        max_length=20,
+                    ),
+                ),
+                ("similarity", models.FloatField(help_text="ROUGE-L F1 to the nearest known instruction, 0..1", null=True)),
+                (
+                    "completion",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="experiments.completion"
+                    ),
+                ),
+                (
+                    "nearest",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="experiments.instruction"
+                    ),
+                ),
+                (
+                    "parent",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="candidates", to="experiments.instruction"),
+                ),
+                (
+                    "iteration",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="candidates", to="experiments.iteration"),
+                ),
             ],
             options={
-                'ordering': ('task', 'item'),
-                'indexes': [models.Index(fields=['iteration', 'benchmark', 'task'], name='experiments_iterati_3ff2b9_idx')],
-                'constraints': [models.UniqueConstraint(fields=('iteration', 'benchmark', 'item'), name='answer_item_unique')],
+                "ordering": ("attempt", "-origin"),
+                "indexes": [models.Index(fields=["iteration", "fate"], name="experiments_iterati_d50f5b_idx")],
+                "constraints": [
+                    models.UniqueConstraint(fields=("iteration", "origin", "attempt"), name="candidate_attempt_unique"),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            ("similarity__isnull", True), models.Q(("similarity__gte", 0), ("similarity__lte", 1)), _connector="OR"
+                        ),
+                        name="candidate_similarity_range",
+                    ),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Judgement',
+            name="BenchmarkScore",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('order', models.CharField(choices=[('teacher_first', 'teacher_first'), ('student_first', 'student_first')], max_length=20)),
-                ('teacher_score', models.FloatField(null=True)),
-                ('student_score', models.FloatField(null=True)),
-                ('evidence', models.TextField(blank=True)),
-                ('failure', models.TextField(blank=True)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('completion', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='experiments.completion')),
-                ('instruction', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='judgements', to='experiments.instruction')),
-                ('iteration', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='judgements', to='experiments.iteration')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("benchmark", models.CharField(max_length=50)),
+                ("task", models.CharField(blank=True, max_length=100)),
+                ("value", models.FloatField()),
+                ("n", models.PositiveIntegerField()),
+                ("standard_error", models.FloatField()),
+                (
+                    "iteration",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="scores", to="experiments.iteration"),
+                ),
             ],
             options={
-                'ordering': ('id',),
-                'indexes': [models.Index(fields=['iteration', 'order'], name='experiments_iterati_f378d2_idx')],
-                'constraints': [models.UniqueConstraint(fields=('instruction', 'iteration', 'order'), name='judgement_order_unique'), models.CheckConstraint(condition=models.Q(models.Q(('student_score__isnull', True), ('teacher_score__isnull', True), models.Q(('failure', ''), _negated=True)), models.Q(('failure', ''), ('student_score__range', (1, 10)), ('teacher_score__range', (1, 10))), _connector='OR'), name='judgement_scores_or_failure')],
+                "ordering": ("benchmark", "task"),
+                "constraints": [
+                    models.UniqueConstraint(fields=("iteration", "benchmark", "task"), name="score_unique"),
+                    models.CheckConstraint(condition=models.Q(("value__gte", 0), ("value__lte", 1)), name="score_range"),
+                ],
             },
         ),
         migrations.CreateModel(
-            name='Metric',
+            name="BenchmarkAnswer",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('step', models.PositiveIntegerField()),
-                ('steps', models.PositiveIntegerField()),
-                ('loss', models.FloatField()),
-                ('learning_rate', models.FloatField()),
-                ('grad_norm', models.FloatField(null=True)),
-                ('tokens_per_s', models.FloatField(null=True)),
-                ('memory_gib', models.FloatField(null=True)),
-                ('iteration', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='metrics', to='experiments.iteration')),
-                ('job', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='metrics', to='experiments.job')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("benchmark", models.CharField(max_length=50)),
+                ("item", models.CharField(max_length=100)),
+                ("task", models.CharField(max_length=100)),
+                ("prompt", models.TextField()),
+                ("gold", models.TextField()),
+                ("reply", models.TextField(blank=True)),
+                ("correct", models.BooleanField(null=True)),
+                (
+                    "iteration",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="answers", to="experiments.iteration"),
+                ),
             ],
             options={
-                'ordering': ('step', 'job'),
-                'indexes': [models.Index(fields=['iteration', 'step'], name='experiments_iterati_4b3a83_idx')],
-                'constraints': [models.UniqueConstraint(fields=('job', 'step'), name='metric_step_unique')],
+                "ordering": ("task", "item"),
+                "indexes": [models.Index(fields=["iteration", "benchmark", "task"], name="experiments_iterati_3ff2b9_idx")],
+                "constraints": [models.UniqueConstraint(fields=("iteration", "benchmark", "item"), name="answer_item_unique")],
             },
         ),
         migrations.CreateModel(
-            name='Response',
+            name="Judgement",
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('role', models.CharField(choices=[('teacher', 'Teacher'), ('student', 'Student')], max_length=10)),
-                ('text', models.TextField(blank=True)),
-                ('failure', models.TextField(blank=True, help_text='why there is no usable text')),
-                ('tokens', models.PositiveIntegerField(default=0)),
-                ('created_at', models.DateTimeField(auto_now_add=True)),
-                ('completion', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='experiments.completion')),
-                ('instruction', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='responses', to='experiments.instruction')),
-                ('iteration', models.ForeignKey(help_text='teacher: the one it was first needed in; student: the one it is judged in', on_delete=django.db.models.deletion.CASCADE, related_name='responses', to='experiments.iteration')),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "order",
+                    models.CharField(choices=[("teacher_first", "teacher_first"), ("student_first", "student_first")], max_length=20),
+                ),
+                ("teacher_score", models.FloatField(null=True)),
+                ("student_score", models.FloatField(null=True)),
+                ("evidence", models.TextField(blank=True)),
+                ("failure", models.TextField(blank=True)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "completion",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="experiments.completion"
+                    ),
+                ),
+                (
+                    "instruction",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="judgements", to="experiments.instruction"),
+                ),
+                (
+                    "iteration",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="judgements", to="experiments.iteration"),
+                ),
             ],
             options={
-                'ordering': ('id',),
-                'indexes': [models.Index(fields=['iteration', 'role'], name='experiments_iterati_94c0d7_idx')],
-                'constraints': [models.UniqueConstraint(condition=models.Q(('role', 'teacher')), fields=('instruction',), name='response_one_of_teacher'), models.UniqueConstraint(condition=models.Q(('role', 'student')), fields=('instruction', 'iteration'), name='response_one_of_student')],
+                "ordering": ("id",),
+                "indexes": [models.Index(fields=["iteration", "order"], name="experiments_iterati_f378d2_idx")],
+                "constraints": [
+                    models.UniqueConstraint(fields=("instruction", "iteration", "order"), name="judgement_order_unique"),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(
+                                ("student_score__isnull", True), ("teacher_score__isnull", True), models.Q(("failure", ""), _negated=True)
+                            ),
+                            models.Q(("failure", ""), ("student_score__range", (1, 10)), ("teacher_score__range", (1, 10))),
+                            _connector="OR",
+                        ),
+                        name="judgement_scores_or_failure",
+                    ),
+                ],
+            },
+        ),
+        migrations.CreateModel(
+            name="Metric",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("step", models.PositiveIntegerField()),
+                ("steps", models.PositiveIntegerField()),
+                ("loss", models.FloatField()),
+                ("learning_rate", models.FloatField()),
+                ("grad_norm", models.FloatField(null=True)),
+                ("tokens_per_s", models.FloatField(null=True)),
+                ("memory_gib", models.FloatField(null=True)),
+                (
+                    "iteration",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="metrics", to="experiments.iteration"),
+                ),
+                ("job", models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="metrics", to="experiments.job")),
+            ],
+            options={
+                "ordering": ("step", "job"),
+                "indexes": [models.Index(fields=["iteration", "step"], name="experiments_iterati_4b3a83_idx")],
+                "constraints": [models.UniqueConstraint(fields=("job", "step"), name="metric_step_unique")],
+            },
+        ),
+        migrations.CreateModel(
+            name="Response",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("role", models.CharField(choices=[("teacher", "Teacher"), ("student", "Student")], max_length=10)),
+                ("text", models.TextField(blank=True)),
+                ("failure", models.TextField(blank=True, help_text="why there is no usable text")),
+                ("tokens", models.PositiveIntegerField(default=0)),
+                ("created_at", models.DateTimeField(auto_now_add=True)),
+                (
+                    "completion",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="experiments.completion"
+                    ),
+                ),
+                (
+                    "instruction",
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="responses", to="experiments.instruction"),
+                ),
+                (
+                    "iteration",
+                    models.ForeignKey(
+                        help_text="teacher: the one it was first needed in; student: the one it is judged in",
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="responses",
+                        to="experiments.iteration",
+                    ),
+                ),
+            ],
+            options={
+                "ordering": ("id",),
+                "indexes": [models.Index(fields=["iteration", "role"], name="experiments_iterati_94c0d7_idx")],
+                "constraints": [
+                    models.UniqueConstraint(
+                        condition=models.Q(("role", "teacher")), fields=("instruction",), name="response_one_of_teacher"
+                    ),
+                    models.UniqueConstraint(
+                        condition=models.Q(("role", "student")), fields=("instruction", "iteration"), name="response_one_of_student"
+                    ),
+                ],
             },
         ),
         migrations.AddConstraint(
-            model_name='iteration',
-            constraint=models.UniqueConstraint(fields=('run', 'number'), name='iteration_number_unique'),
+            model_name="iteration",
+            constraint=models.UniqueConstraint(fields=("run", "number"), name="iteration_number_unique"),
         ),
         migrations.AddIndex(
-            model_name='instruction',
-            index=django.contrib.postgres.indexes.GinIndex(fields=['search'], name='instruction_search'),
+            model_name="instruction",
+            index=django.contrib.postgres.indexes.GinIndex(fields=["search"], name="instruction_search"),
         ),
         migrations.AddIndex(
-            model_name='instruction',
-            index=models.Index(fields=['run', 'kind'], name='experiments_run_id_ebcbc0_idx'),
+            model_name="instruction",
+            index=models.Index(fields=["run", "kind"], name="experiments_run_id_ebcbc0_idx"),
         ),
         migrations.AddIndex(
-            model_name='instruction',
-            index=models.Index(fields=['run', 'origin'], name='experiments_run_id_14f715_idx'),
+            model_name="instruction",
+            index=models.Index(fields=["run", "origin"], name="experiments_run_id_14f715_idx"),
         ),
         migrations.AddIndex(
-            model_name='instruction',
-            index=models.Index(fields=['iteration', 'position'], name='experiments_iterati_bf3d30_idx'),
+            model_name="instruction",
+            index=models.Index(fields=["iteration", "position"], name="experiments_iterati_bf3d30_idx"),
         ),
         migrations.AddConstraint(
-            model_name='instruction',
-            constraint=models.UniqueConstraint(fields=('run', 'key'), name='instruction_key_unique'),
+            model_name="instruction",
+            constraint=models.UniqueConstraint(fields=("run", "key"), name="instruction_key_unique"),
         ),
         migrations.AddConstraint(
-            model_name='instruction',
-            constraint=models.UniqueConstraint(fields=('run', 'position'), name='instruction_position_unique'),
+            model_name="instruction",
+            constraint=models.UniqueConstraint(fields=("run", "position"), name="instruction_position_unique"),
         ),
         migrations.AddConstraint(
-            model_name='instruction',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('origin', 'seed'), ('parent__isnull', True)), models.Q(models.Q(('origin', 'seed'), _negated=True), ('parent__isnull', False)), _connector='OR'), name='instruction_parent_unless_seed'),
+            model_name="instruction",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("origin", "seed"), ("parent__isnull", True)),
+                    models.Q(models.Q(("origin", "seed"), _negated=True), ("parent__isnull", False)),
+                    _connector="OR",
+                ),
+                name="instruction_parent_unless_seed",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='completion',
-            constraint=models.CheckConstraint(condition=models.Q(('key__regex', '^[0-9a-f]{64}$')), name='completion_key_is_sha256'),
+            model_name="completion",
+            constraint=models.CheckConstraint(condition=models.Q(("key__regex", "^[0-9a-f]{64}$")), name="completion_key_is_sha256"),
         ),
         migrations.AddConstraint(
-            model_name='seedinstruction',
-            constraint=models.UniqueConstraint(fields=('pool', 'position'), name='seed_position_unique'),
+            model_name="seedinstruction",
+            constraint=models.UniqueConstraint(fields=("pool", "position"), name="seed_position_unique"),
         ),
         migrations.AddIndex(
-            model_name='run',
-            index=models.Index(fields=['experiment', '-created_at'], name='experiments_experim_d483b3_idx'),
+            model_name="run",
+            index=models.Index(fields=["experiment", "-created_at"], name="experiments_experim_d483b3_idx"),
         ),
         migrations.AddConstraint(
-            model_name='stage',
-            constraint=models.UniqueConstraint(fields=('iteration', 'name'), name='stage_unique'),
+            model_name="stage",
+            constraint=models.UniqueConstraint(fields=("iteration", "name"), name="stage_unique"),
         ),
         migrations.AddIndex(
-            model_name='job',
-            index=models.Index(condition=models.Q(('state__in', ['queued', 'running'])), fields=['state', 'lease_expires_at'], name='job_live'),
+            model_name="job",
+            index=models.Index(
+                condition=models.Q(("state__in", ["queued", "running"])), fields=["state", "lease_expires_at"], name="job_live"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='job',
-            constraint=models.UniqueConstraint(condition=models.Q(('state__in', ['queued', 'running'])), fields=('stage', 'step'), name='job_one_live_per_step'),
+            model_name="job",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("state__in", ["queued", "running"])), fields=("stage", "step"), name="job_one_live_per_step"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='job',
-            constraint=models.UniqueConstraint(condition=models.Q(('state', 'finished')), fields=('stage', 'step'), name='job_one_finished_per_step'),
+            model_name="job",
+            constraint=models.UniqueConstraint(
+                condition=models.Q(("state", "finished")), fields=("stage", "step"), name="job_one_finished_per_step"
+            ),
         ),
         migrations.AddConstraint(
-            model_name='job',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('state', 'running'), _negated=True), models.Q(('lease_expires_at__isnull', False), models.Q(('worker', ''), _negated=True)), _connector='OR'), name='job_running_has_lease'),
+            model_name="job",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("state", "running"), _negated=True),
+                    models.Q(("lease_expires_at__isnull", False), models.Q(("worker", ""), _negated=True)),
+                    _connector="OR",
+                ),
+                name="job_running_has_lease",
+            ),
         ),
         migrations.AddConstraint(
-            model_name='job',
-            constraint=models.CheckConstraint(condition=models.Q(('items_before__lte', models.F('items_total')), ('items_total', 0), _connector='OR'), name='job_items_before_of_total'),
+            model_name="job",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("items_before__lte", models.F("items_total")), ("items_total", 0), _connector="OR"),
+                name="job_items_before_of_total",
+            ),
         ),
         migrations.AddIndex(
-            model_name='verdict',
-            index=models.Index(fields=['iteration', 'label'], name='experiments_iterati_c3ea37_idx'),
+            model_name="verdict",
+            index=models.Index(fields=["iteration", "label"], name="experiments_iterati_c3ea37_idx"),
         ),
         migrations.AddIndex(
-            model_name='verdict',
-            index=models.Index(fields=['iteration', '-discrepancy'], name='experiments_iterati_776bca_idx'),
+            model_name="verdict",
+            index=models.Index(fields=["iteration", "-discrepancy"], name="experiments_iterati_776bca_idx"),
         ),
         migrations.AddConstraint(
-            model_name='verdict',
-            constraint=models.UniqueConstraint(fields=('instruction', 'iteration'), name='verdict_unique'),
+            model_name="verdict",
+            constraint=models.UniqueConstraint(fields=("instruction", "iteration"), name="verdict_unique"),
         ),
         migrations.AddConstraint(
-            model_name='verdict',
-            constraint=models.CheckConstraint(condition=models.Q(models.Q(('discrepancy__isnull', True), ('label', 'quarantined'), ('student_score__isnull', True), ('teacher_score__isnull', True), models.Q(('reason', ''), _negated=True)), models.Q(models.Q(('label', 'quarantined'), _negated=True), ('discrepancy__isnull', False), ('student_score__range', (1, 10)), ('teacher_score__range', (1, 10))), _connector='OR'), name='verdict_number_unless_quarantined'),
+            model_name="verdict",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(
+                        ("discrepancy__isnull", True),
+                        ("label", "quarantined"),
+                        ("student_score__isnull", True),
+                        ("teacher_score__isnull", True),
+                        models.Q(("reason", ""), _negated=True),
+                    ),
+                    models.Q(
+                        models.Q(("label", "quarantined"), _negated=True),
+                        ("discrepancy__isnull", False),
+                        ("student_score__range", (1, 10)),
+                        ("teacher_score__range", (1, 10)),
+                    ),
+                    _connector="OR",
+                ),
+                name="verdict_number_unless_quarantined",
+            ),
         ),
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from django.db import transaction
@@ -17,14 +19,13 @@ from trainer.records import Origin
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
 
-ADJECTIVES = ["amber", "brave", "calm", "clever", "crisp", "dapper", "eager", "early", "fair", "fleet", "gentle", "golden", "happy", "honest", "jolly", "keen", "kind", "lively", "lucky", "mellow", "merry", "mild", "neat", "noble", "patient", "placid", "proud", "quick", "quiet", "rapid", "ready", "royal", "rustic", "sage", "serene", "sharp", "silver", "sleek", "smart", "snowy", "solid", "spry", "steady", "sunny", "swift", "tawny", "tidy", "vivid", "warm", "wise", "witty", "young"]
-NOUNS = ["acacia", "antelope", "baobab", "bison", "buffalo", "caracal", "cheetah", "cobra", "crane", "dune", "eagle", "eland", "falcon", "gazelle", "genet", "gorge", "grove", "heron", "hyrax", "ibex", "impala", "jackal", "kestrel", "kudu", "leopard", "lioness", "lynx", "maned", "marula", "meadow", "meerkat", "mongoose", "oryx", "osprey", "panther", "pride", "puma", "ridge", "river", "sable", "savanna", "serval", "stork", "sunbird", "tiger", "valley", "wildebeest", "zebra"]
+WORDS: dict[str, list[str]] = json.loads((Path(__file__).parent / "run_names.json").read_text(encoding="utf-8"))
 
 
 def new_name() -> str:
     """A name of two words and a number that no run has yet."""
     number = Run.objects.order_by("-id").values_list("id", flat=True).first() or 0
-    return f"{random.choice(ADJECTIVES)}-{random.choice(NOUNS)}-{number + 1}"
+    return f"{random.choice(WORDS['adjectives'])}-{random.choice(WORDS['nouns'])}-{number + 1}"
 
 
 def launch(config: RunConfig, *, experiment: Experiment, seed_pool: SeedPool, owner: User, name: str = "") -> Run:

@@ -12,8 +12,8 @@ from django.views.decorators.vary import vary_on_headers
 
 from experiments import querysets
 from experiments.forms import CandidateFilterForm, FilterForm
-from experiments.models import Candidate, Instruction, Judgement, Response, Role, Verdict
-from experiments.views.paging import page_of
+from experiments.models import Candidate, Instruction, Iteration, Judgement, Response, Role, Verdict
+from experiments.views.paging import page_of, page_of_many
 from experiments.views.runs import get_run
 from trainer.records import Fate
 
@@ -29,8 +29,17 @@ def run_instructions(request: HttpRequest, run_id: int) -> HttpResponse:
     chosen = form.chosen
     shown = iterations[chosen["iteration"]] if "iteration" in chosen else querysets.last_judged_iteration(run)
     rows = filter_instructions(querysets.instructions_beside_verdicts(run, shown), chosen)
-    context = {"run": run, "form": form, "shown": shown, "page": page_of(request, rows), "filtered": bool(set(chosen) - {"sort"})}
+    page = page_of_many(request, rows, total=_total(rows, shown, chosen))
+    context = {"run": run, "form": form, "shown": shown, "page": page, "filtered": bool(set(chosen) - {"sort"})}
     return render(request, _fragment_or_page(request, "instructions"), context)
+
+
+def _total(rows: QuerySet[Instruction], shown: Iteration | None, chosen: dict[str, Any]) -> int:
+    """How many rows there are. Where only verdicts are asked for, their own index answers."""
+    if "iteration" not in chosen or set(chosen) - {"iteration", "verdict", "inconsistent", "sort"}:
+        return rows.count()
+    exact = {column: chosen[name] for name, column in {"verdict": "label", "inconsistent": "inconsistent"}.items() if name in chosen}
+    return Verdict.objects.filter(iteration=shown, **exact).count()
 
 
 def filter_instructions(rows: QuerySet[Instruction], chosen: dict[str, Any]) -> QuerySet[Instruction]:

@@ -16,7 +16,7 @@ CONFIG = LoopConfig(new_per_iteration=20)
 
 
 def pool(size: int = 12) -> list[Instruction]:
-    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
     return [Instruction(key=f"seed-{n:06d}", text=f"{words[n % 12]} {n}", kind=words[n % 12]) for n in range(size)]
 
 
