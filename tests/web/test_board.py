@@ -40,7 +40,15 @@ def test_a_sparkline_stays_in_its_box(values):
 
 
 def test_durations_are_told_in_their_two_largest_units():
-    assert [duration(s) for s in (0, 59, 61, 3600, 3661, 90_000, None)] == ["0 s", "59 s", "1 min 1 s", "1 h", "1 h 1 min", "1 d 1 h", "\u2013"]
+    assert [duration(s) for s in (0, 59, 61, 3600, 3661, 90_000, None)] == [
+        "0 s",
+        "59 s",
+        "1 min 1 s",
+        "1 h",
+        "1 h 1 min",
+        "1 d 1 h",
+        "\u2013",
+    ]
 
 
 def test_sizes_are_told_in_powers_of_a_thousand():

@@ -69,7 +69,9 @@ def test_progress_is_read_from_the_rows_so_that_a_reload_loses_nothing(client_of
 def test_a_failure_is_shown_where_it_happened_and_can_be_resumed(client_of, person):
     run = make.make_run_until(person("member"), 1, Step.CANDIDATES)
     reason = "The endpoint did not answer."
-    make.make_job(run.iterations.get(number=1), Stage.GENERATION, Step.CANDIDATES, state="failed", reason=reason, note="3 were answered 429.")
+    make.make_job(
+        run.iterations.get(number=1), Stage.GENERATION, Step.CANDIDATES, state="failed", reason=reason, note="3 were answered 429."
+    )
     page = body(client_of("member").get(f"/runs/{run.pk}/"))
     stage = page[page.index('id="stage-1-generation"') : page.index('id="stage-1-imitation"')]
     assert reason in stage
