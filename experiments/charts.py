@@ -132,7 +132,7 @@ def overlay_scores(benchmark: str, runs: Sequence[Run], scores: Sequence[Benchma
     figure.update_yaxes(range=[0, 102])
     _whole_numbers(figure, sorted({score.iteration.number for score in scores}))
     summary = f"Scores of {', '.join(run.name for run in runs)}."
-    return Chart(id=f"scores-{benchmark}", title=f"Scores on {benchmark}", summary=summary, figure=_plain(figure))
+    return Chart(id=f"scores-{benchmark}", title=f"Scores on {benchmark.replace('_', ' ')}", summary=summary, figure=_plain(figure))
 
 
 def run_token(position: int) -> str:

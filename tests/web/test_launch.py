@@ -9,7 +9,7 @@ from experiments.forms import APART, MAIN, LaunchForm
 from experiments.models import Endpoint, Experiment, Run, SeedPool
 from tests import make
 from tests.web.pages import body, text_of
-from trainer.config import load_preset, preset_names
+from trainer.config import OFFLINE_URL, load_preset, preset_names
 
 
 def filled(client, query: str = "preset=demo", **changes: object) -> dict[str, object]:
@@ -65,7 +65,7 @@ def test_a_member_launches_the_demo_as_it_is(client_of):
     assert run.experiment.name == "Demo"
     assert run.owner.get_username() == "member"
     assert run.instructions.count() == run.seed_pool.instructions.count() == 1500
-    assert run.run_config().endpoints["offline"].base_url.startswith("http://127.0.0.1:")
+    assert run.run_config().endpoints["offline"].base_url == OFFLINE_URL
     assert run.iterations.get().stages.get().jobs.get().state == "queued"
 
 
