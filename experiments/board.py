@@ -36,14 +36,12 @@ class StepView:
     total: int
     per_s: float | None
     left: timedelta | None
+    took: timedelta | None = None
+    """What its attempts that are over took, together."""
 
     @property
     def percent(self) -> float:
         return min(100.0, 100 * self.done / self.total) if self.total else 0.0
-
-    @property
-    def took(self) -> timedelta | None:
-        return self.job.ended_at - self.job.started_at if self.job and self.job.started_at and self.job.ended_at else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,25 +165,36 @@ def _step_views(jobs: Sequence[Job], metrics: Sequence[Metric], now: datetime) -
     attempts: dict[tuple[int, str], list[Job]] = {}
     for job in jobs:
         attempts.setdefault((job.stage.iteration.number, job.step), []).append(job)
-    tuned = {metric.iteration.number: metric for metric in metrics}  # the last one of each iteration
-    firsts: dict[int, int] = {}
+    logged: dict[int, list[Metric]] = {}
     for metric in metrics:
-        firsts.setdefault(metric.job_id, metric.step)
-    return {key: _step_view(tries, tuned.get(key[0]), firsts, now) for key, tries in attempts.items()}
+        logged.setdefault(metric.job_id, []).append(metric)
+    return {key: _step_view(tries, logged.get(tries[-1].pk, []), now) for key, tries in attempts.items()}
 
 
-def _step_view(tries: Sequence[Job], tuned: Metric | None, firsts: dict[int, int], now: datetime) -> StepView:
+def _step_view(tries: Sequence[Job], logged: Sequence[Metric], now: datetime) -> StepView:
+    """A step by its attempts, and by what the last of them logged where it is a tuning."""
     job = tries[-1]
     before, done, total = job.items_before, job.items_done, job.items_total
-    if job.step == Step.TUNING and tuned:
-        done, total = max(done, tuned.step), tuned.steps
-        before = firsts.get(job.pk, 0) if len(tries) > 1 else 0
+    if logged:
+        done, total = max(done, logged[-1].step), logged[-1].steps
+        before = logged[0].step if len(tries) > 1 else 0  # a later attempt goes on from a saved step
     per_s = _rate(job, done - before, now)
-    left = timedelta(seconds=(total - done) / per_s) if per_s and total > done else None
     return StepView(
-        name=job.step, unit=UNITS.get(Step(job.step), "responses"), state=job.state, job=job, attempts=len(tries), done=done, total=total,
-        per_s=per_s, left=left,
-    )  # fmt: skip
+        name=job.step,
+        unit=UNITS.get(Step(job.step), "responses"),
+        state=job.state,
+        job=job,
+        attempts=len(tries),
+        done=done,
+        total=total,
+        per_s=per_s,
+        left=timedelta(seconds=(total - done) / per_s) if per_s and total > done else None,
+        took=sum((_length(attempt) for attempt in tries), timedelta()),
+    )
+
+
+def _length(job: Job) -> timedelta:
+    return job.ended_at - job.started_at if job.started_at and job.ended_at else timedelta()
 
 
 def _rate(job: Job, done: int, now: datetime) -> float | None:
@@ -197,7 +206,7 @@ def _rate(job: Job, done: int, now: datetime) -> float | None:
 
 def step_of(job: Job, *, tuned: Metric | None = None, now: datetime | None = None) -> StepView:
     """One live job as a step, for lists over many runs; `tuned` is its last logged step, which says how long a tuning is."""
-    return _step_view([job], tuned, {}, now or timezone.now())
+    return _step_view([job], [tuned] if tuned else [], now or timezone.now())
 
 
 def _waiting(step: Step) -> StepView:

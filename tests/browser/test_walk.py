@@ -66,17 +66,24 @@ def test_the_page_stops_asking_when_the_run_is_final(page_of, live_run):
     expect(page.locator("[data-live]")).to_have_count(0)
 
 
-def test_the_page_does_not_move_under_a_selection(page_of, live_run):
+SELECT = "getSelection().selectAllChildren(document.querySelector('.now-words'))"
+UNSELECT = "getSelection().removeAllRanges()"
+HIDE = "Object.defineProperty(document, 'hidden', {value: true, configurable: true})"
+SHOW = "delete document.hidden"
+
+
+@pytest.mark.parametrize(("pause", "go_on"), [(SELECT, UNSELECT), (HIDE, SHOW)], ids=["selection", "hidden tab"])
+def test_the_page_does_not_move_under_a_selection_or_in_a_hidden_tab(page_of, live_run, pause, go_on):
     page = page_of("member")
     page.clock.install()
     page.goto(f"/runs/{live_run.pk}/")
-    page.evaluate("getSelection().selectAllChildren(document.querySelector('.now-words'))")
+    page.evaluate(pause)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     Job.objects.filter(state="running").update(items_done=900)
     page.clock.run_for(10_000)
     assert not [url for url in asked if url.endswith("/live")]
-    page.evaluate("getSelection().removeAllRanges()")
+    page.evaluate(go_on)
     page.clock.run_for(2_000)
     expect(page.locator(".now")).to_contain_text("900 of 1,500")
 

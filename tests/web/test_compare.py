@@ -66,7 +66,9 @@ def test_fewer_than_two_runs_are_told_so(client_of, runs, query):
 
 
 def test_an_unknown_run_is_named(client_of, runs):
-    assert client_of("viewer").get(f"/compare?runs={runs[0].pk},99999").status_code == 404
+    response = client_of("viewer").get(f"/compare?runs={runs[0].pk},99999")
+    assert response.status_code == 404
+    assert "There is no run with the number 99999." in body(response)
     assert client_of("viewer").get("/compare?runs=" + "9" * 40).status_code == 422
 
 

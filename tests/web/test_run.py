@@ -66,6 +66,18 @@ def test_progress_is_read_from_the_rows_so_that_a_reload_loses_nothing(client_of
         assert "4.1 / s" in page
 
 
+def test_a_tuning_that_goes_on_from_a_save_is_as_far_and_as_fast_as_its_own_steps(client_of, person):
+    run = make.make_run_until(person("member"), 0, Step.TUNING)
+    iteration = run.iterations.get(number=0)
+    for state, steps in (("crashed", range(10, 260, 10)), ("running", range(200, 230, 10))):
+        job = make.make_job(iteration, Stage.IMITATION, Step.TUNING, state=state)
+        for step in steps:
+            iteration.metrics.create(job=job, step=step, steps=400, loss=1.0, learning_rate=1e-3)
+    page = text_of(body(client_of("viewer").get(f"/runs/{run.pk}/live")))
+    assert "220 of 400 steps" in page
+    assert "12.0 / min" in page  # 20 steps in 100 s
+
+
 def test_a_failure_is_shown_where_it_happened_and_can_be_resumed(client_of, person):
     run = make.make_run_until(person("member"), 1, Step.CANDIDATES)
     reason = "The endpoint did not answer."
