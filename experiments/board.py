@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -129,7 +129,7 @@ def read_board(run: Run, *, now: datetime | None = None) -> Board:
     checkpoints = {c.iteration_id: c for c in Checkpoint.objects.filter(iteration__run=run).defer("manifest")}
     config = run.run_config()
     sizes = _pool_sizes(rows, accumulated=config.loop.train_pool == "accumulate")
-    steps = _step_views(jobs, metrics, now or timezone.now())
+    steps = _step_views(jobs, metrics, _counted(rows), now or timezone.now())
     rejected = querysets.rejected_by_fate(run)
     by_number: dict[int, Iteration] = {row.number: row for row in rows}
 
@@ -161,20 +161,33 @@ def _pool_sizes(rows: Sequence[Any], *, accumulated: bool) -> dict[int, tuple[in
     return {row.number: (so_far[i + 1] if accumulated else row.made, so_far[i]) for i, row in enumerate(rows)}
 
 
-def _step_views(jobs: Sequence[Job], metrics: Sequence[Metric], now: datetime) -> dict[tuple[int, str], StepView]:
+def _counted(rows: Sequence[Any]) -> dict[tuple[int, str], int]:
+    """Items done that the rows already tell, so that progress and the counts beside it agree between two heartbeats."""
+    counted: dict[tuple[int, str], int] = {}
+    for row in rows:
+        counted[row.number, Step.JUDGEMENTS] = row.judged
+        counted[row.number, Step.CANDIDATES] = row.accepted
+    return counted
+
+
+def _step_views(
+    jobs: Sequence[Job], metrics: Sequence[Metric], counted: Mapping[tuple[int, str], int], now: datetime
+) -> dict[tuple[int, str], StepView]:
     attempts: dict[tuple[int, str], list[Job]] = {}
     for job in jobs:
         attempts.setdefault((job.stage.iteration.number, job.step), []).append(job)
     logged: dict[int, list[Metric]] = {}
     for metric in metrics:
         logged.setdefault(metric.job_id, []).append(metric)
-    return {key: _step_view(tries, logged.get(tries[-1].pk, []), now) for key, tries in attempts.items()}
+    return {key: _step_view(tries, logged.get(tries[-1].pk, []), now, counted=counted.get(key, 0)) for key, tries in attempts.items()}
 
 
-def _step_view(tries: Sequence[Job], logged: Sequence[Metric], now: datetime) -> StepView:
+def _step_view(tries: Sequence[Job], logged: Sequence[Metric], now: datetime, *, counted: int = 0) -> StepView:
     """A step by its attempts, and by what the last of them logged where it is a tuning."""
     job = tries[-1]
     before, done, total = job.items_before, job.items_done, job.items_total
+    if job.state == JobState.RUNNING and total:
+        done = min(max(done, counted), total)
     if logged:
         done, total = max(done, logged[-1].step), logged[-1].steps
         before = logged[0].step if len(tries) > 1 else 0  # a later attempt goes on from a saved step

@@ -86,7 +86,8 @@ def config_rows(configs: Sequence[Mapping[str, Any]]) -> list[SettingRow]:
     known = specs()
     defaults = {name: value for name, value in flatten(RunConfig().as_dict()) if not name.startswith("endpoints.")}
     flat = [dict(flatten(config)) for config in configs]
-    names = dict.fromkeys(name for settings in flat for name in settings if name not in UNCOMPARED)
+    there = dict.fromkeys(name for settings in flat for name in settings if name not in UNCOMPARED)
+    names = [name for name in known if name in there] + sorted(name for name in there if name not in known)  # jsonb keeps no order
     return [_row(name, [settings.get(name) for settings in flat], known.get(name), defaults.get(name)) for name in names]
 
 

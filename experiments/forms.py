@@ -382,9 +382,7 @@ class FilterForm(forms.Form):
     made = forms.TypedChoiceField(label="Made in", required=False, coerce=int, empty_value=None)
     origin = forms.ChoiceField(required=False, choices=[("", "Any"), ("seed", "seed"), ("hard", "hard"), ("easy", "easy")])
     kind = forms.ChoiceField(required=False)
-    sort = forms.ChoiceField(
-        required=False, choices=[("", "Position"), ("-d", "Discrepancy, largest first"), ("d", "Discrepancy, smallest first")]
-    )
+    sort = forms.ChoiceField(required=False, choices=[("", "Position"), ("-d", "d, largest first"), ("d", "d, smallest first")])
     inconsistent = forms.BooleanField(label="Inconsistent only", required=False)
     made_to = forms.IntegerField(required=False, min_value=0, widget=forms.HiddenInput)
 

@@ -61,7 +61,9 @@ def score(value: float | None, digits: int = 1) -> str:
 @register.filter
 def signed(value: float | None, digits: int = 1) -> str:
     """A difference with its sign, the minus a real one."""
-    return NONE if value is None else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    if value is None:
+        return NONE
+    return f"{value:+z.{digits}f}".replace("-", "\N{MINUS SIGN}") if round(value, digits) else f"{0:.{digits}f}"
 
 
 @register.filter

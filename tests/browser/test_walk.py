@@ -24,12 +24,22 @@ def live_run(person) -> Run:
     return run
 
 
+def too_wide(page: Page) -> int:
+    """By how many pixels the page is wider than its window."""
+    return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+
 def test_the_demo_is_launched_from_home_and_its_run_page_opens(page_of):
     page = page_of("member")
     page.goto("/")
     page.get_by_role("link", name="Launch the demo").first.click()
     page.get_by_label("Iterations", exact=True).fill("fifty")
+    page.locator("#section-student summary").click()
+    page.get_by_label("LoRA rank").fill("0")
     page.get_by_role("button", name="Launch").click()
+    expect(page.get_by_text("0 is too small: the least is 1.")).to_be_visible()  # its section is open
+    assert too_wide(page) <= 0
+    page.get_by_label("LoRA rank").fill("16")
     expect(page.get_by_text("'fifty' is not a whole number.")).to_be_visible()
     expect(page.get_by_label("Iterations", exact=True)).to_have_value("fifty")
     page.get_by_label("Iterations", exact=True).fill("1")
@@ -196,7 +206,7 @@ def test_nothing_is_wider_than_a_phone(page_of, person, live_run):
     ]  # fmt: skip
     for url in urls:
         page.goto(url)
-        assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, url
+        assert too_wide(page) <= 0, url
 
 
 def test_the_navigation_unfolds_on_a_phone(page_of):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.board import stage_state
-from experiments.templatetags.lionweb import duration, file_size, sparkline
+from experiments.templatetags.lionweb import duration, file_size, signed, sparkline
 from trainer.plan import STEPS
 
 
@@ -53,3 +53,7 @@ def test_durations_are_told_in_their_two_largest_units():
 
 def test_sizes_are_told_in_powers_of_a_thousand():
     assert [file_size(n) for n in (0, 999, 1_500, 2_400_000)] == ["0 bytes", "999 bytes", "1.5 kB", "2.4 MB"]
+
+
+def test_a_difference_has_its_sign_unless_it_is_none():
+    assert [signed(d) for d in (1.25, -0.5, 0.0, -0.04, None)] == ["+1.2", "\u22120.5", "0.0", "0.0", "\u2013"]

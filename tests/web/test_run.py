@@ -66,6 +66,16 @@ def test_progress_is_read_from_the_rows_so_that_a_reload_loses_nothing(client_of
         assert "4.1 / s" in page
 
 
+def test_progress_agrees_with_the_counts_between_two_heartbeats(client_of, person):
+    run = make.make_run_until(person("member"), 1, Step.CANDIDATES)
+    iteration = run.iterations.get(number=1)
+    iteration.stages.get(name="discrimination").jobs.filter(step="judgements").delete()
+    make.make_job(iteration, Stage.DISCRIMINATION, Step.JUDGEMENTS, items_total=12, items_done=3)
+    iteration.verdicts.filter(instruction__position__gte=9).delete()
+    page = text_of(body(client_of("viewer").get(f"/runs/{run.pk}/live")))
+    assert "9 of 12 judged" in page
+
+
 def test_a_tuning_that_goes_on_from_a_save_is_as_far_and_as_fast_as_its_own_steps(client_of, person):
     run = make.make_run_until(person("member"), 0, Step.TUNING)
     iteration = run.iterations.get(number=0)
@@ -169,3 +179,9 @@ def test_the_scores_page_counts_right_and_wrong_items(client_of, finished):
 def test_a_stranger_sees_no_run(client, finished):
     for suffix in ("", "live", "instructions", "candidates", "scores/demo_skills/2/"):
         assert client.get(f"/runs/{finished.pk}/{suffix}").headers["Location"].startswith("/sign-in/")
+
+
+def test_settings_are_listed_in_the_order_of_the_config(client_of, finished):
+    names = [row.name for row in client_of("viewer").get(f"/runs/{finished.pk}/").context["settings"]]
+    assert names[:4] == ["seed", "seed_pool", "loop.iterations", "loop.new_per_iteration"]
+    assert names[-1].startswith("endpoints.")
