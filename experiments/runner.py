@@ -7,7 +7,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,8 @@ def run_job(job_id: int, *, worker: str) -> str:
     book = PostgresBook(job)
     desk = JobDesk(book)
     pulse = Pulse(job, book)
-    with log_ids(run=book.run.pk, iteration=job.stage.iteration.number, job=job.pk), pulse:
+    with log_ids(run=book.run.pk, iteration=job.stage.iteration.number, job=job.pk), pulse, closing(book):
         state, reason = _do(job, book, desk, pulse)
-    book.close()
     if pulse.lost:
         logger.warning("job %s was given to another worker", job.pk)
         return ""

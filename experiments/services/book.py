@@ -43,7 +43,8 @@ class PostgresBook:
         self._keep_candidate: Batcher[KeptCandidate, None] = Batcher(self._write_candidates, executor=self._executor)
 
     def close(self) -> None:
-        self._executor.submit(connection.close).result()
+        # `connection` is each thread's own: which one is meant is looked up in the thread itself.
+        self._executor.submit(lambda: connection.close()).result()
         self._executor.shutdown()
 
     # Reading

@@ -1,0 +1,213 @@
+"""Jobs: one claim wins, leases expire, and whatever a worker does the next step is queued once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from experiments.models import Instruction, Job, Run, Verdict
+from experiments.querysets import move, runs_with_state
+from experiments.services import jobs, runs
+from experiments.states import LIVE, MOST_CRASHES, MOVES, JobState, RunState
+from tests import make
+from trainer.config import EvaluationConfig
+from trainer.errors import ConfigError
+from trainer.plan import Step
+
+
+@pytest.fixture
+def run(person: Callable[[Any], User]) -> Run:
+    """A run that was just launched: its first job is queued."""
+    owner = person("member")
+    config = replace(make.make_config(iterations=1), evaluation=EvaluationConfig())
+    return runs.launch(config, experiment=make.make_experiment(owner), seed_pool=make.make_pool(), owner=owner)
+
+
+def only_live_job(run: Run) -> Job:
+    return Job.objects.get(stage__iteration__run=run, state__in=LIVE)
+
+
+def claimed(run: Run, worker: str = "one") -> Job:
+    job = jobs.claim(only_live_job(run).pk, worker=worker)
+    assert job is not None
+    return job
+
+
+def finish_next(run: Run) -> Job:
+    job = claimed(run)
+    assert jobs.end(job, JobState.FINISHED)
+    return job
+
+
+def state_of(run: Run) -> str:
+    return str(runs_with_state().get(pk=run.pk).state)
+
+
+def expire(job: Job) -> None:
+    Job.objects.filter(pk=job.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
+
+
+FORBIDDEN = [(source, target) for source in JobState for target in JobState if target not in MOVES[source]]
+
+
+@pytest.mark.parametrize(("source", "target"), FORBIDDEN)
+def test_no_job_moves_outside_moves(run: Run, source: str, target: str) -> None:
+    job = only_live_job(run)
+    Job.objects.filter(pk=job.pk).update(state=source, worker="one", lease_expires_at=timezone.now())
+    assert not move(job.pk, target)
+    job.refresh_from_db()
+    assert job.state == source
+
+
+def test_a_launch_copies_the_seeds_and_queues_the_first_step(run: Run) -> None:
+    assert list(run.instructions.values_list("key", "origin").order_by("position"))[:2] == [
+        ("seed-000000", "seed"),
+        ("seed-000001", "seed"),
+    ]
+    assert (only_live_job(run).step, only_live_job(run).queue) == (Step.TEACHER_RESPONSES, "teacher")
+    assert state_of(run) == RunState.QUEUED
+
+
+def test_an_empty_pool_launches_nothing(person: Callable[[Any], User]) -> None:
+    owner = person("member")
+    with pytest.raises(ConfigError, match="is empty"):
+        runs.launch(make.make_config(), experiment=make.make_experiment(owner), seed_pool=make.make_pool(size=0), owner=owner)
+    assert not Run.objects.exists()
+
+
+def test_only_one_of_two_workers_gets_a_job(run: Run) -> None:
+    job = only_live_job(run)
+    assert jobs.claim(job.pk, worker="one") is not None
+    assert jobs.claim(job.pk, worker="two") is None
+    job.refresh_from_db()
+    assert job.worker == "one"
+
+
+def test_a_step_never_has_two_live_jobs(run: Run) -> None:
+    job = only_live_job(run)
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Job.objects.create(stage=job.stage, step=job.step, queue=job.queue)
+
+
+def test_the_steps_follow_one_another_to_the_end(run: Run) -> None:
+    done = []
+    while state_of(run) != RunState.FINISHED:
+        done.append(finish_next(run).step)
+    assert done == ["teacher_responses", "tuning", "student_responses", "judgements", "candidates", "teacher_responses", "tuning"]
+
+
+def test_evaluation_runs_beside_the_next_iteration(person: Callable[[Any], User]) -> None:
+    owner = person("member")
+    config = make.make_config(iterations=1)
+    run = runs.launch(config, experiment=make.make_experiment(owner), seed_pool=make.make_pool(), owner=owner)
+    finish_next(run)
+    finish_next(run)
+    live = Job.objects.filter(stage__iteration__run=run, state__in=LIVE).order_by("id")
+    assert [job.step for job in live] == ["student_responses", "benchmarks"]
+
+
+def test_a_job_whose_worker_is_silent_goes_to_another(run: Run) -> None:
+    lost = claimed(run)
+    expire(lost)
+    assert jobs.sweep()["lost"] == 1
+    lost.refresh_from_db()
+    assert (lost.state, only_live_job(run).state) == (JobState.CRASHED, JobState.QUEUED)
+    assert only_live_job(run).pk != lost.pk
+
+
+def test_a_worker_that_comes_back_late_finds_its_job_gone_and_ends_nothing(run: Run) -> None:
+    late = claimed(run)
+    expire(late)
+    jobs.sweep()
+    successor = claimed(run, worker="two")
+    assert not jobs.heartbeat(late, items_done=3).held
+    assert not jobs.end(late, JobState.FINISHED)
+    successor.refresh_from_db()
+    assert successor.state == JobState.RUNNING
+
+
+def test_a_heartbeat_keeps_a_job_from_the_sweep_and_tells_how_far_it_is(run: Run) -> None:
+    job = claimed(run)
+    expire(job)
+    assert jobs.heartbeat(job, items_done=7).held
+    assert jobs.sweep()["lost"] == 0
+    job.refresh_from_db()
+    assert (job.state, job.items_done) == (JobState.RUNNING, 7)
+
+
+def test_a_step_that_crashes_again_and_again_is_given_up_with_the_run_failed(run: Run) -> None:
+    for _ in range(MOST_CRASHES):
+        assert jobs.end(claimed(run), JobState.CRASHED, reason="killed")
+    assert not Job.objects.filter(state__in=LIVE).exists()
+    assert state_of(run) == RunState.FAILED
+    jobs.resume_run(run)
+    assert state_of(run) == RunState.RUNNING
+
+
+def test_a_failed_step_waits_for_a_person_and_resume_tries_it_again(run: Run) -> None:
+    jobs.end(claimed(run), JobState.FAILED, reason="The endpoint could not be reached.")
+    assert state_of(run) == RunState.FAILED
+    jobs.advance(run.pk)
+    assert not Job.objects.filter(state__in=LIVE).exists()
+    jobs.resume_run(run)
+    assert only_live_job(run).step == Step.TEACHER_RESPONSES
+
+
+def test_a_stop_ends_what_is_queued_at_once_and_what_runs_at_its_next_heartbeat(run: Run) -> None:
+    job = claimed(run)
+    jobs.stop_run(run)
+    assert state_of(run) == RunState.STOPPING
+    assert jobs.heartbeat(job, items_done=0).stop
+    jobs.end(job, JobState.STOPPED)
+    assert state_of(run) == RunState.STOPPED
+    jobs.resume_run(run)
+    assert only_live_job(run).step == job.step
+
+
+def test_a_stop_before_the_first_job_began_stops_it(run: Run) -> None:
+    jobs.stop_run(run)
+    assert state_of(run) == RunState.STOPPED
+    assert not Job.objects.filter(state__in=LIVE).exists()
+
+
+def test_a_stopped_run_goes_no_further_when_its_last_job_finishes(run: Run) -> None:
+    job = claimed(run)
+    jobs.stop_run(run)
+    jobs.end(job, JobState.FINISHED)
+    assert not Job.objects.filter(state__in=LIVE).exists()
+    jobs.resume_run(run)
+    assert only_live_job(run).step == Step.TUNING
+
+
+def test_a_worker_that_shuts_down_gives_its_job_back(run: Run) -> None:
+    job = claimed(run)
+    jobs.release(job, reason="The worker was shut down.", items_done=5)
+    job.refresh_from_db()
+    assert (job.state, job.items_done) == (JobState.STOPPED, 5)
+    assert only_live_job(run).step == job.step
+
+
+def test_a_job_nobody_took_is_announced_again(run: Run) -> None:
+    Job.objects.update(sent_at=timezone.now() - jobs.RESEND_AFTER - timedelta(seconds=1))
+    assert jobs.sweep()["announced"] == 1
+    assert jobs.sweep()["announced"] == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"label": "easy"},
+        {"label": "quarantined", "reason": ""},
+        {"label": "quarantined", "reason": "unreadable", "discrepancy": 0.0},
+        {"label": "hard", "discrepancy": 1.0, "teacher_score": 11.0, "student_score": 10.0},
+    ],
+)
+def test_the_database_refuses_a_verdict_without_a_number_and_a_number_in_quarantine(run: Run, values: dict[str, Any]) -> None:
+    instruction = Instruction.objects.filter(run=run)[0]
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Verdict.objects.create(instruction=instruction, iteration=instruction.iteration, **values)
