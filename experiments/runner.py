@@ -171,6 +171,6 @@ class Pulse:
                 self.lost = True
                 break
             self.lost, self.stop_asked = not beat.held, beat.held and beat.stop
-            if self.cancelled:
+            if self.lost:  # a job that was asked to stop keeps its lease while it saves what it has
                 break
         connection.close()

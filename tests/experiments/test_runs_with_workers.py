@@ -1,0 +1,292 @@
+"""Whole runs through real workers, a real offline teacher over HTTP and a real student: undisturbed, killed, garbled, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from django.contrib.auth.models import User
+
+from experiments.models import Candidate, Completion, Job, Judgement, Metric, Run, Verdict
+from experiments.querysets import runs_with_state
+from experiments.services import jobs, runs
+from experiments.services.pools import import_seed_pool
+from experiments.states import JobState, RunState
+from tests import make
+from tests.experiments import compare
+from tests.stack import Workers, free_port, wait_until
+from trainer.config import EndpointConfig, RunConfig, load_preset
+from trainer.demo.pool import demo_seed_pool
+from trainer.demo.process import OfflineTeacher
+from trainer.demo.server import Knobs
+from trainer.records import Instruction, Label
+from trainer.seed_pools import read_seed_pool
+
+pytestmark = pytest.mark.slow
+
+SEEDS = 60
+PORT = free_port()
+"""One address for all offline teachers here: the config, and so the run in a folder, is the same for every test."""
+
+
+@pytest.fixture(scope="module")
+def seed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool in the Alpaca format, as a person would import it."""
+    path = tmp_path_factory.mktemp("seeds") / "seeds.json"
+    path.write_text(json.dumps([{"instruction": i.text, "input": "", "output": ""} for i in demo_seed_pool(7, SEEDS)]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(seed_file: Path) -> RunConfig:
+    """A loop of two iterations that takes seconds, with a student of 32 features."""
+    preset = load_preset("demo")
+    endpoint = replace(preset.endpoints["offline"], base_url=f"http://127.0.0.1:{PORT}/v1", max_at_once=4, retries=1)
+    return replace(
+        preset,
+        seed_pool=str(seed_file),
+        loop=replace(preset.loop, iterations=2, new_per_iteration=16),
+        endpoints={"offline": endpoint},
+        student=replace(preset.student, scratch_width=32, scratch_layers=2, scratch_heads=2),
+        imitation=replace(preset.imitation, first_steps=24, steps=12, batch_size=16, device_batch_size=16, save_steps=6, log_steps=2),
+        respond=replace(preset.respond, batch_size=32, max_new_tokens=8),
+        evaluation=replace(preset.evaluation, benchmarks=()),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `python -m trainer run` makes of the config."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    file = folder / "config.json.toml"
+    file.write_text(_toml(config))
+    with OfflineTeacher(port=PORT):
+        command = [sys.executable, "-m", "trainer", "run", str(file), "--out", str(folder / "run")]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return compare.of_folder(folder / "run", config, list(read_seed_pool(Path(config.seed_pool)).instructions))
+
+
+def _toml(config: RunConfig) -> str:
+    """The config as a TOML file; JSON's values are TOML's for the types a config has."""
+    lines: list[str] = []
+
+    def table(name: str, values: dict[str, Any]) -> None:
+        lines.append(f"[{name}]")
+        lines.extend(f"{key} = {json.dumps(value)}" for key, value in values.items())
+
+    data = config.as_dict()
+    lines.extend(f"{key} = {json.dumps(value)}" for key, value in data.items() if not isinstance(value, dict))
+    for name, values in data.items():
+        if name == "endpoints":
+            for endpoint, settings in values.items():
+                table(f"endpoints.{endpoint}", settings)
+        elif isinstance(values, dict):
+            table(name, values)
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def teacher() -> Iterator[OfflineTeacher]:
+    """Slow enough that a stage can be caught in the middle."""
+    with OfflineTeacher(Knobs(latency_ms=15), port=PORT) as it:
+        yield it
+
+
+Launch = Callable[[RunConfig], Run]
+
+
+@pytest.fixture
+def launch(person: Callable[[Any], User], seed_file: Path) -> Launch:
+    owner = person("member")
+
+    def make_run(config: RunConfig) -> Run:
+        pool = import_seed_pool(seed_file.read_text(), name="sixty seeds", source=seed_file.name)
+        return runs.launch(config, experiment=make.make_experiment(owner), seed_pool=pool, owner=owner)
+
+    return make_run
+
+
+def state_of(run: Run) -> str:
+    return str(runs_with_state().get(pk=run.pk).state)
+
+
+def wait_for_end(run: Run) -> None:
+    """Sweep as `manage.py sweep` does, until the run is over."""
+
+    def is_over() -> bool:
+        jobs.sweep()
+        return state_of(run) not in (RunState.QUEUED, RunState.RUNNING, RunState.STOPPING)
+
+    wait_until(is_over, timeout_s=240, what=f"the end of {run}: {_jobs(run)}")
+
+
+def _jobs(run: Run) -> list[tuple[str, str, str]]:
+    return list(Job.objects.filter(stage__iteration__run=run).values_list("step", "state", "reason"))
+
+
+def wait_for_middle_of(step: str, *, iteration: int = 1) -> Job:
+    """Wait until a job of the step has begun; gives it."""
+    running = Job.objects.filter(step=step, state=JobState.RUNNING, stage__iteration__number=iteration)
+    wait_until(lambda: running.exists() and _has_begun(step, iteration), timeout_s=120, what=f"the middle of {step}")
+    return running.get()
+
+
+def _has_begun(step: str, iteration: int) -> bool:
+    if step == "tuning":
+        return Metric.objects.filter(iteration__number=iteration).exists()
+    return Verdict.objects.filter(iteration__number=iteration).count() >= 5
+
+
+def tuning_child() -> psutil.Process:
+    """The process that holds the student, found among all that run the trainer's child below this test's workers."""
+    found = [p for p in psutil.process_iter(["cmdline"]) if "trainer.child" in (p.info["cmdline"] or []) and _is_ours(p)]
+    assert len(found) == 1
+    return found[0]
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    return process.environ().get("LIONWEB_DATA") == os.environ["LIONWEB_DATA"]
+
+
+def assert_adds_up(run: Run) -> None:
+    for iteration in run.iterations.filter(number__gt=0):
+        verdicts = Verdict.objects.filter(iteration=iteration)
+        labels = [verdicts.filter(label=label).count() for label in Label]
+        assert sum(labels) == verdicts.count() == run.instructions.filter(iteration__number__lt=iteration.number).count()
+        candidates = Candidate.objects.filter(iteration=iteration)
+        assert candidates.filter(fate="accepted").count() == run.instructions.filter(iteration=iteration).count()
+
+
+def test_the_web_and_the_shell_give_the_same_pools_and_verdicts(
+    celery_workers: Workers, teacher: OfflineTeacher, launch: Launch, config: RunConfig, undisturbed: dict[str, Any]
+) -> None:
+    run = launch(config)
+    wait_for_end(run)
+    assert (state_of(run), _failed(run)) == (RunState.FINISHED, [])
+    assert compare.of_database(run) == _without_nulls(undisturbed)
+    assert_adds_up(run)
+    assert teacher.stats()["repeated"] == 0
+    assert Completion.objects.count() == teacher.stats()["distinct"]
+    assert run.iterations.get(number=2).checkpoint.last_loss < run.iterations.get(number=0).checkpoint.first_loss
+
+
+@pytest.mark.parametrize(("victim", "step"), [("teacher", "judgements"), ("gpu", "tuning"), ("child", "tuning"), ("gpu", "judgements")])
+def test_a_kill_in_the_middle_of_a_stage_changes_nothing(
+    celery_workers: Workers, teacher: OfflineTeacher, launch: Launch, config: RunConfig, undisturbed: dict[str, Any], victim: str, step: str
+) -> None:
+    run = launch(config)
+    job = wait_for_middle_of(step)
+    if victim == "child":
+        tuning_child().send_signal(signal.SIGKILL)
+    else:
+        celery_workers.kill(victim)
+        celery_workers.start(victim)
+    wait_for_end(run)
+    job.refresh_from_db()
+    assert state_of(run) == RunState.FINISHED
+    if (victim, step) != ("gpu", "judgements"):
+        assert job.state == JobState.CRASHED
+    assert compare.of_database(run) == _without_nulls(undisturbed)
+    assert_adds_up(run)
+    assert Completion.objects.count() == len(set(Completion.objects.values_list("key", flat=True))) == teacher.stats()["distinct"]
+
+
+def test_a_stopped_run_goes_on_from_its_saved_step(
+    celery_workers: Workers, teacher: OfflineTeacher, launch: Launch, config: RunConfig, undisturbed: dict[str, Any]
+) -> None:
+    longer = replace(config, imitation=replace(config.imitation, first_steps=2000))
+    run = launch(longer)
+    wait_for_middle_of("tuning", iteration=0)
+    jobs.stop_run(run)
+    wait_for_end(run)
+    assert state_of(run) == RunState.STOPPED
+    stopped = Job.objects.get(stage__iteration__run=run, state=JobState.STOPPED)
+    assert "Stopped at step" in stopped.reason
+    calls = Completion.objects.count()
+    jobs.resume_run(run)
+    wait_for_middle_of("tuning", iteration=0)
+    jobs.stop_run(run)
+    wait_for_end(run)
+    resumed = Job.objects.filter(stage__iteration__run=run, state=JobState.STOPPED).latest("id")
+    first_step = Metric.objects.filter(job=resumed).order_by("step").values_list("step", flat=True).first()
+    assert first_step is not None
+    assert first_step > 1
+    assert Completion.objects.count() == calls
+
+
+def test_one_garbled_reply_in_five_is_asked_again_or_quarantined_never_a_number(
+    celery_workers: Workers, launch: Launch, config: RunConfig
+) -> None:
+    impatient = replace(config.referee, asks=1)
+    with OfflineTeacher(Knobs(garble=0.2), port=PORT):
+        run = launch(replace(config, referee=impatient))
+        wait_for_end(run)
+    assert state_of(run) == RunState.FINISHED
+    assert_adds_up(run)
+    quarantined = Verdict.objects.filter(instruction__run=run, label=Label.QUARANTINED)
+    assert quarantined.count() > 5
+    assert not quarantined.exclude(discrepancy=None).exists()
+    unread = Judgement.objects.filter(instruction__run=run, teacher_score=None)
+    assert unread.count() > 5
+    assert not unread.filter(failure="").exists()
+    for judgement in unread:
+        assert Verdict.objects.get(instruction=judgement.instruction, iteration=judgement.iteration).label == Label.QUARANTINED
+
+
+def _failed(run: Run) -> list[str]:
+    return list(Job.objects.filter(stage__iteration__run=run, state=JobState.FAILED).values_list("reason", flat=True))
+
+
+def _with_endpoint(config: RunConfig, **values: Any) -> RunConfig:
+    endpoint: EndpointConfig = replace(config.endpoints["offline"], **values)
+    return replace(config, endpoints={"offline": endpoint})
+
+
+def test_an_unreachable_endpoint_is_told_and_resuming_goes_on(celery_workers: Workers, launch: Launch, config: RunConfig) -> None:
+    run = launch(replace(config, loop=replace(config.loop, iterations=0)))
+    wait_for_end(run)
+    assert state_of(run) == RunState.FAILED
+    assert f"http://127.0.0.1:{PORT}/v1" in _failed(run)[0]
+    assert "could not be reached" in _failed(run)[0]
+    with OfflineTeacher(port=PORT):
+        jobs.resume_run(run)
+        wait_for_end(run)
+    assert state_of(run) == RunState.FINISHED
+
+
+def test_a_missing_key_names_its_variable(celery_workers: Workers, launch: Launch, config: RunConfig) -> None:
+    run = launch(_with_endpoint(config, key_env="LIONWEB_TEST_NO_SUCH_KEY"))
+    wait_for_end(run)
+    assert "LIONWEB_TEST_NO_SUCH_KEY, which is not set" in _failed(run)[0]
+
+
+def test_an_unknown_student_is_told_and_the_paid_answers_are_kept(
+    celery_workers: Workers, teacher: OfflineTeacher, launch: Launch, config: RunConfig
+) -> None:
+    run = launch(replace(config, student=replace(config.student, model="no-such-folder/../student")))
+    wait_for_end(run)
+    assert "There is no student 'no-such-folder/../student'" in _failed(run)[0]
+    assert Completion.objects.count() == SEEDS
+
+
+def _without_nulls(records: dict[str, Any]) -> dict[str, Any]:
+    """The folder's records with the database's null for a seed's parent."""
+    instructions = [
+        (key, text, str(origin), made, parent or None, kind) for key, text, origin, made, parent, kind in records["instructions"]
+    ]
+    return {**records, "instructions": instructions}
+
+
+def test_the_seed_file_is_read_alike_by_both(seed_file: Path) -> None:
+    seeds: tuple[Instruction, ...] = read_seed_pool(seed_file).instructions
+    assert [seed.key for seed in seeds[:2]] == ["seed-000000", "seed-000001"]
+    assert len(seeds) == SEEDS
