@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +18,9 @@ from experiments.querysets import runs_with_state
 from experiments.services import jobs, runs
 from experiments.services.pools import import_seed_pool
 from experiments.states import JobState, RunState
-from tests import make
-from tests.experiments import compare
+from tests import compare, make, tiny
 from tests.stack import Workers, free_port, wait_until
-from trainer.config import EndpointConfig, RunConfig, load_preset
-from trainer.demo.pool import demo_seed_pool
+from trainer.config import EndpointConfig, RunConfig
 from trainer.demo.process import OfflineTeacher
 from trainer.demo.server import Knobs
 from trainer.records import Instruction, Label
@@ -33,65 +28,23 @@ from trainer.seed_pools import read_seed_pool
 
 pytestmark = pytest.mark.slow
 
-SEEDS = 60
 PORT = free_port()
 """One address for all offline teachers here: the config, and so the run in a folder, is the same for every test."""
 
 
 @pytest.fixture(scope="module")
 def seed_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pool in the Alpaca format, as a person would import it."""
-    path = tmp_path_factory.mktemp("seeds") / "seeds.json"
-    path.write_text(json.dumps([{"instruction": i.text, "input": "", "output": ""} for i in demo_seed_pool(7, SEEDS)]))
-    return path
+    return tiny.write_seeds(tmp_path_factory.mktemp("seeds") / "seeds.json")
 
 
 @pytest.fixture(scope="module")
 def config(seed_file: Path) -> RunConfig:
-    """A loop of two iterations that takes seconds, with a student of 32 features."""
-    preset = load_preset("demo")
-    endpoint = replace(preset.endpoints["offline"], base_url=f"http://127.0.0.1:{PORT}/v1", max_at_once=4, retries=1)
-    return replace(
-        preset,
-        seed_pool=str(seed_file),
-        loop=replace(preset.loop, iterations=2, new_per_iteration=16),
-        endpoints={"offline": endpoint},
-        student=replace(preset.student, scratch_width=32, scratch_layers=2, scratch_heads=2),
-        imitation=replace(preset.imitation, first_steps=24, steps=12, batch_size=16, device_batch_size=16, save_steps=6, log_steps=2),
-        respond=replace(preset.respond, batch_size=32, max_new_tokens=8),
-        evaluation=replace(preset.evaluation, benchmarks=()),
-    )
+    return tiny.make_config(seed_file, port=PORT)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `python -m trainer run` makes of the config."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    file = folder / "config.json.toml"
-    file.write_text(_toml(config))
-    with OfflineTeacher(port=PORT):
-        command = [sys.executable, "-m", "trainer", "run", str(file), "--out", str(folder / "run")]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return compare.of_folder(folder / "run", config, list(read_seed_pool(Path(config.seed_pool)).instructions))
-
-
-def _toml(config: RunConfig) -> str:
-    """The config as a TOML file; JSON's values are TOML's for the types a config has."""
-    lines: list[str] = []
-
-    def table(name: str, values: dict[str, Any]) -> None:
-        lines.append(f"[{name}]")
-        lines.extend(f"{key} = {json.dumps(value)}" for key, value in values.items())
-
-    data = config.as_dict()
-    lines.extend(f"{key} = {json.dumps(value)}" for key, value in data.items() if not isinstance(value, dict))
-    for name, values in data.items():
-        if name == "endpoints":
-            for endpoint, settings in values.items():
-                table(f"endpoints.{endpoint}", settings)
-        elif isinstance(values, dict):
-            table(name, values)
-    return "\n".join(lines)
+    return tiny.run_in_shell(config, tmp_path_factory.mktemp("undisturbed"), port=PORT)
 
 
 @pytest.fixture
@@ -172,7 +125,7 @@ def test_the_web_and_the_shell_give_the_same_pools_and_verdicts(
     run = launch(config)
     wait_for_end(run)
     assert (state_of(run), _failed(run)) == (RunState.FINISHED, [])
-    assert compare.of_database(run) == _without_nulls(undisturbed)
+    assert compare.of_database(run) == undisturbed
     assert_adds_up(run)
     assert teacher.stats()["repeated"] == 0
     assert Completion.objects.count() == teacher.stats()["distinct"]
@@ -195,7 +148,7 @@ def test_a_kill_in_the_middle_of_a_stage_changes_nothing(
     assert state_of(run) == RunState.FINISHED
     if (victim, step) != ("gpu", "judgements"):
         assert job.state == JobState.CRASHED
-    assert compare.of_database(run) == _without_nulls(undisturbed)
+    assert compare.of_database(run) == undisturbed
     assert_adds_up(run)
     assert Completion.objects.count() == len(set(Completion.objects.values_list("key", flat=True))) == teacher.stats()["distinct"]
 
@@ -275,18 +228,10 @@ def test_an_unknown_student_is_told_and_the_paid_answers_are_kept(
     run = launch(replace(config, student=replace(config.student, model="no-such-folder/../student")))
     wait_for_end(run)
     assert "There is no student 'no-such-folder/../student'" in _failed(run)[0]
-    assert Completion.objects.count() == SEEDS
-
-
-def _without_nulls(records: dict[str, Any]) -> dict[str, Any]:
-    """The folder's records with the database's null for a seed's parent."""
-    instructions = [
-        (key, text, str(origin), made, parent or None, kind) for key, text, origin, made, parent, kind in records["instructions"]
-    ]
-    return {**records, "instructions": instructions}
+    assert Completion.objects.count() == tiny.SEEDS
 
 
 def test_the_seed_file_is_read_alike_by_both(seed_file: Path) -> None:
     seeds: tuple[Instruction, ...] = read_seed_pool(seed_file).instructions
     assert [seed.key for seed in seeds[:2]] == ["seed-000000", "seed-000001"]
-    assert len(seeds) == SEEDS
+    assert len(seeds) == tiny.SEEDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from trainer.folder import FolderBook
 from trainer.records import Instruction as InstructionRecord
 
 
-def of_folder(folder: Path, config: RunConfig, seeds: list[InstructionRecord]) -> dict[str, Any]:
+def of_folder(folder: Path, config: RunConfig, seeds: Sequence[InstructionRecord]) -> dict[str, Any]:
     """Pools, responses, judgements, verdicts and candidates of a run in a folder."""
     book = FolderBook(folder, config, seeds)
     iterations = range(config.loop.iterations + 1)
     everything = book.cache_pool(config.loop.iterations + 1)
     return {
-        "instructions": [(i.key, i.text, i.origin, i.iteration, i.parent, i.kind) for i in everything],
+        "instructions": [(i.key, i.text, str(i.origin), i.iteration, i.parent or None, i.kind) for i in everything],
         "teacher": sorted((r.instruction, r.text, r.failure) for r in book.teacher_responses().values()),
         "student": sorted((k, r.instruction, r.text) for k in iterations for r in book.student_responses(k).values()),
         "judgements": sorted(
