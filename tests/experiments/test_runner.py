@@ -1,0 +1,77 @@
+"""How a job ends when something goes wrong in its step: in its row, in words, with everything paid for kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+
+from experiments import runner
+from experiments.models import Job, Run
+from experiments.querysets import runs_with_state
+from experiments.states import LIVE, JobState, RunState
+from tests import make
+from trainer.config import EvaluationConfig
+from trainer.errors import ChildDied, NoSpace, OutOfMemory
+from trainer.plan import Stage, Step
+
+
+@pytest.fixture
+def run(transactional_db: None, person: Callable[[Any], User]) -> Run:
+    """A run whose seeds are answered and whose first tuning is queued."""
+    config = replace(make.make_config(iterations=1), evaluation=EvaluationConfig())
+    return make.make_run_until(person("member"), 0, Step.TUNING, config=config)
+
+
+class FailingStudent:
+    """A student whose tuning ends in an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __call__(self, *args: Any, **kwargs: Any) -> FailingStudent:
+        return self
+
+    def imitate(self, *args: Any, **kwargs: Any) -> None:
+        raise self._error
+
+
+def tune(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> Job:
+    monkeypatch.setattr(runner, "ChildStudent", FailingStudent(error))
+    job = make.make_job(run.iterations.get(), Stage.IMITATION, Step.TUNING, state=JobState.QUEUED, worker="")
+    runner.run_job(job.pk, worker="one")
+    job.refresh_from_db()
+    return job
+
+
+@pytest.mark.parametrize("error", [NoSpace("The disk has 1 MB left and the checkpoint needs 2 GB."), OutOfMemory("Lower the batch.")])
+def test_what_a_person_can_mend_fails_the_job_with_the_sentence_that_says_how(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, client_of: Callable[[Any], Any]
+) -> None:
+    job = tune(run, monkeypatch, error)
+    assert (job.state, job.reason) == (JobState.FAILED, str(error))
+    assert runs_with_state().get(pk=run.pk).state == RunState.FAILED
+    assert str(error) in client_of("viewer").get(f"/runs/{run.pk}/").content.decode()
+    assert run.instructions.filter(responses__role="teacher").count() == run.instructions.count()
+
+
+def test_a_child_that_died_is_a_crash_and_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tune(run, monkeypatch, ChildDied("The student's process was killed by signal 9."))
+    assert job.state == JobState.CRASHED
+    assert Job.objects.filter(step=Step.TUNING, state__in=LIVE).count() == 1
+
+
+def test_an_error_nobody_foresaw_is_told_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tune(run, monkeypatch, ZeroDivisionError("division by zero"))
+    assert job.state == JobState.FAILED
+    assert "ZeroDivisionError: division by zero" in job.reason
+
+
+def test_a_job_that_is_over_is_not_done_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tune(run, monkeypatch, NoSpace("The disk is full."))
+    assert runner.run_job(job.pk, worker="two") == ""
+    job.refresh_from_db()
+    assert job.worker == "one"
