@@ -245,6 +245,7 @@ def dtype_of(precision: str) -> torch.dtype:
 
 def load_tokenizer(config: RunConfig, start: Path | None) -> Any:
     """The tokenizer of a checkpoint or of the base student. Raises ConfigError where there is none, or it has no end token."""
+    no_progress_bars()
     if start is None and config.student.model == SCRATCH_MODEL:
         return byte_tokenizer()
     from transformers import AutoTokenizer
@@ -255,6 +256,14 @@ def load_tokenizer(config: RunConfig, start: Path | None) -> Any:
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"The tokenizer of {name} has no end token, so the student could not learn to stop. Choose another student.")
     return tokenizer
+
+
+def no_progress_bars() -> None:
+    """The library's bars for loading and saving weights would run through what the command line prints."""
+    from transformers.utils import logging as transformers_logging
+
+    disable: Any = transformers_logging.disable_progress_bar  # untyped in the library
+    disable()
 
 
 def load_model(config: RunConfig, start: Path | None, *, dtype: torch.dtype, trainable: bool = False) -> Any:
