@@ -132,11 +132,12 @@ class JobDesk:
         self.notes.append(text)
 
     async def _cancellable(self, work: Coroutine[Any, Any, None]) -> None:
+        """Cancelled once: the work then keeps the answers that are on their way before it ends."""
         task = asyncio.ensure_future(work)
-        while not task.done():
+        while not task.done() and not self.pulse.cancelled:
             await asyncio.wait({task}, timeout=0.25)
-            if self.pulse.cancelled:
-                task.cancel()
+        if not task.done():
+            task.cancel()
         await task
 
 

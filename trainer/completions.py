@@ -47,6 +47,7 @@ class Endpoint:
         self._slots = asyncio.Semaphore(config.max_at_once)
         self._under_way: dict[str, asyncio.Task[Completion]] = {}
         self._failures_in_a_row = 0
+        self._closing = False
         self._client: openai.AsyncOpenAI | None = None
 
     async def __aenter__(self) -> Endpoint:
@@ -69,6 +70,9 @@ class Endpoint:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        """Calls that are on their way are paid for: wait for their answers and keep them; those that wait for a slot are dropped."""
+        self._closing = True
+        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
         if self._client is not None:
             await self._client.close()
 
@@ -94,7 +98,7 @@ class Endpoint:
             task = asyncio.ensure_future(self._find_or_call(key, request))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        return await self._under_way[key]
+        return await asyncio.shield(self._under_way[key])
 
     async def _find_or_call(self, key: str, request: dict[str, Any]) -> Completion:
         found = await self._store.find(key)
@@ -102,6 +106,8 @@ class Endpoint:
             self.from_store += 1
             return found
         async with self._slots:
+            if self._closing:
+                raise asyncio.CancelledError
             completion = await self._call(key, request)
         await self._store.add(completion)
         self.asked += 1
@@ -110,14 +116,13 @@ class Endpoint:
     async def _call(self, key: str, request: dict[str, Any]) -> Completion:
         import openai
 
-        assert self._client is not None, "use the endpoint as an async context manager"
         arguments = {name: request[name] for name in ("model", "messages", "temperature", "top_p", "max_tokens")}
         if self.config.send_seed:
             arguments["seed"] = request["sample"]
         started = time.monotonic()
         try:
             # The same key on a repeat lets a server that honours it answer without charging again.
-            reply = await self._client.chat.completions.create(**arguments, extra_headers={"Idempotency-Key": key})
+            reply = await self._post(arguments, idempotency_key=key)
             completion = self._completion(key, request, reply, time.monotonic() - started)
         except ResponseFormatError as error:
             self._count_failure(error)
@@ -129,6 +134,14 @@ class Endpoint:
             raise problem from error
         self._failures_in_a_row = 0
         return completion
+
+    async def _post(self, arguments: Mapping[str, Any], *, idempotency_key: str) -> ChatCompletion:
+        """`chat.completions.create` without its walk over the types of all parameters, which takes a quarter of a call's time."""
+        from openai.types.chat import ChatCompletion
+
+        assert self._client is not None, "use the endpoint as an async context manager"
+        options: Any = {"headers": {"Idempotency-Key": idempotency_key}, "security": {"bearer_auth": True}}
+        return await self._client.post("/chat/completions", cast_to=ChatCompletion, body=dict(arguments), options=options)
 
     def _completion(self, key: str, request: dict[str, Any], reply: ChatCompletion, latency_s: float) -> Completion:
         choices = getattr(reply, "choices", None)

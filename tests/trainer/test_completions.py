@@ -1,0 +1,327 @@
+"""The client against real HTTP: a scripted server says what servers say on bad days."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from trainer.completions import FAILURES_IN_A_ROW, Endpoint, completion_key
+from trainer.config import EndpointConfig, RoleConfig
+from trainer.errors import ConfigError, ResponseFormatError, TeacherUnavailable
+from trainer.generator import EndpointGenerator
+from trainer.records import Completion, Instruction, Order, Response
+from trainer.referee import EndpointReferee
+from trainer.teacher import EndpointTeacher
+
+Reply = tuple[int, dict[str, str], str]
+"""Status, headers, body."""
+
+MESSAGES = [{"role": "user", "content": "Say hello."}]
+ROLE = RoleConfig(endpoint="fake", asks=3)
+
+
+def said(text: str, *, finish_reason: str = "stop") -> Reply:
+    body = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "fake",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+    return 200, {"Content-Type": "application/json"}, json.dumps(body)
+
+
+def refused(status: int, message: str = "no") -> Reply:
+    return status, {"Content-Type": "application/json"}, json.dumps({"error": {"message": message}})
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Answers by `answer(number of the call, request)`; `go` holds replies back until it is set."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.calls: list[dict[str, Any]] = []
+        self.headers_seen: list[dict[str, str]] = []
+        self.answer: Callable[[int, dict[str, Any]], Reply] = lambda number, request: said(f"answer {number}")
+        self.go = threading.Event()
+        self.go.set()
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up while we were silent is what some tests are about."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.calls.append(request)
+            self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
+            number = len(self.server.calls)
+        self.server.go.wait(10)
+        status, headers, body = self.server.answer(number, request)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *args: Any) -> None:
+        """Quiet."""
+
+
+class MemoryStore:
+    def __init__(self) -> None:
+        self.kept: dict[str, Completion] = {}
+
+    async def find(self, key: str) -> Completion | None:
+        return self.kept.get(key)
+
+    async def add(self, completion: Completion) -> None:
+        self.kept[completion.key] = completion
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    it = FakeServer()
+    thread = threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield it
+    it.go.set()
+    it.shutdown()
+    thread.join()
+    it.server_close()
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+def config_of(server: FakeServer, **values: Any) -> EndpointConfig:
+    return replace(EndpointConfig(base_url=server.url, model="fake", key_env="", max_at_once=4, timeout_s=5, retries=0), **values)
+
+
+def with_endpoint(
+    config: EndpointConfig, store: MemoryStore, work: Callable[[Endpoint], Any], environ: dict[str, str] | None = None
+) -> Any:
+    async def run() -> Any:
+        async with Endpoint("fake", config, store, environ=environ or {}) as endpoint:
+            return await work(endpoint)
+
+    return asyncio.run(run())
+
+
+def ask(server: FakeServer, store: MemoryStore, *, sample: int = 0, **values: Any) -> Completion:
+    completion: Completion = with_endpoint(config_of(server, **values), store, lambda e: e.complete(MESSAGES, ROLE, sample=sample))
+    return completion
+
+
+def test_an_answer_is_kept_and_never_asked_for_again(server: FakeServer, store: MemoryStore) -> None:
+    first = ask(server, store)
+    assert ask(server, store) == first
+    assert (first.text, first.prompt_tokens, first.completion_tokens, len(server.calls)) == ("answer 1", 5, 2, 1)
+    assert store.kept == {first.key: first}
+
+
+def test_another_sample_number_is_another_call(server: FakeServer, store: MemoryStore) -> None:
+    assert ask(server, store, sample=0).text != ask(server, store, sample=1).text
+    assert "seed" not in server.calls[0]
+    ask(server, store, sample=2, send_seed=True)
+    assert server.calls[-1]["seed"] == 2
+
+
+def test_the_same_question_at_the_same_time_is_one_call(server: FakeServer, store: MemoryStore) -> None:
+    async def work(endpoint: Endpoint) -> list[Completion]:
+        return list(await asyncio.gather(*(endpoint.complete(MESSAGES, ROLE) for _ in range(5))))
+
+    assert len({completion.text for completion in with_endpoint(config_of(server), store, work)}) == 1
+    assert len(server.calls) == 1
+
+
+def test_the_key_does_not_depend_on_the_order_of_the_request() -> None:
+    assert completion_key({"a": 1, "b": "é"}) == completion_key({"b": "é", "a": 1})
+    assert completion_key({"a": 1}) != completion_key({"a": 2})
+
+
+def test_a_call_tells_its_content_address_so_that_a_server_may_charge_once(server: FakeServer, store: MemoryStore) -> None:
+    completion = ask(server, store)
+    assert server.headers_seen[0]["idempotency-key"] == completion.key
+
+
+def test_no_more_calls_are_under_way_than_the_endpoint_takes(server: FakeServer, store: MemoryStore) -> None:
+    under_way = most = 0
+    lock = threading.Lock()
+    both = threading.Barrier(2, timeout=5)
+
+    def answer(number: int, request: dict[str, Any]) -> Reply:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        both.wait()
+        with lock:
+            under_way -= 1
+        return said("yes")
+
+    server.answer = answer
+
+    async def work(endpoint: Endpoint) -> None:
+        await asyncio.gather(*(endpoint.complete(MESSAGES, ROLE, sample=n) for n in range(8)))
+
+    with_endpoint(config_of(server, max_at_once=2), store, work)
+    assert most == 2
+    assert len(server.calls) == 8
+
+
+def test_a_stop_keeps_the_answers_that_are_on_their_way_and_starts_no_new_calls(server: FakeServer, store: MemoryStore) -> None:
+    server.go.clear()
+
+    async def work(endpoint: Endpoint) -> None:
+        calls = [asyncio.create_task(endpoint.complete(MESSAGES, ROLE, sample=n)) for n in range(9)]
+        while len(server.calls) < 4:
+            await asyncio.sleep(0.01)
+        for call in calls:
+            call.cancel()
+        server.go.set()
+
+    with_endpoint(config_of(server), store, work)
+    assert len(server.calls) == len(store.kept) == 4
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_passing_fault_is_tried_again(server: FakeServer, store: MemoryStore, status: int) -> None:
+    server.answer = lambda number, request: refused(status) if number == 1 else said("well again")
+    assert ask(server, store, retries=1).text == "well again"
+
+
+def test_nothing_is_kept_of_a_failure(server: FakeServer, store: MemoryStore) -> None:
+    server.answer = lambda number, request: refused(500, "boom")
+    with pytest.raises(ResponseFormatError, match="HTTP 500"):
+        ask(server, store)
+    assert store.kept == {}
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "words"),
+    [
+        (refused(401, "bad key"), ConfigError, "refused the key"),
+        (refused(403, "not yours"), ConfigError, "refused the key"),
+        (refused(404, "no such model"), ConfigError, "does not know the model 'fake'"),
+        (refused(429, "slow down"), TeacherUnavailable, "Lower 'calls at once'"),
+        (refused(400, "context length"), ResponseFormatError, "context length"),
+        ((302, {"Location": "http://127.0.0.1:1/"}, ""), ConfigError, "redirects elsewhere"),
+        ((200, {"Content-Type": "text/html"}, "<html>hello</html>"), ConfigError, "ends in /v1"),
+        ((200, {"Content-Type": "application/json"}, "{}"), ConfigError, "not a chat completion"),
+        ((200, {"Content-Type": "application/json"}, "{not json"), ConfigError, "ends in /v1"),
+    ],
+)
+def test_what_goes_wrong_is_sorted_by_who_can_act(
+    server: FakeServer, store: MemoryStore, reply: Reply, error: type[Exception], words: str
+) -> None:
+    server.answer = lambda number, request: reply
+    with pytest.raises(error, match=words):
+        ask(server, store)
+
+
+def test_an_endpoint_that_is_down_is_named_with_its_address(store: MemoryStore) -> None:
+    config = EndpointConfig(base_url="http://127.0.0.1:9/v1", key_env="", retries=0)
+    with pytest.raises(TeacherUnavailable, match=r"'fake' \(http://127.0.0.1:9/v1\) could not be reached"):
+        with_endpoint(config, store, lambda e: e.complete(MESSAGES, ROLE))
+
+
+def test_a_silent_endpoint_is_given_up_after_its_timeout(server: FakeServer, store: MemoryStore) -> None:
+    server.go.clear()
+    with pytest.raises(TeacherUnavailable, match=r"did not answer within 0.2 s"):
+        ask(server, store, timeout_s=0.2)
+
+
+def test_a_missing_key_names_the_variable_and_a_set_one_is_sent(server: FakeServer, store: MemoryStore) -> None:
+    config = config_of(server, key_env="MY_KEY")
+    with pytest.raises(ConfigError, match="MY_KEY, which is not set"):
+        Endpoint("fake", config, store, environ={})
+    with_endpoint(config, store, lambda e: e.complete(MESSAGES, ROLE), environ={"MY_KEY": "s3cret"})
+    assert server.headers_seen[0]["authorization"] == "Bearer s3cret"
+
+
+def test_an_endpoint_that_fails_every_call_stops_the_stage_instead_of_burning_the_pool(server: FakeServer, store: MemoryStore) -> None:
+    server.answer = lambda number, request: refused(500, "broken")
+
+    async def work(endpoint: Endpoint) -> None:
+        teacher = EndpointTeacher(endpoint, replace(ROLE, asks=1))
+        for n in range(FAILURES_IN_A_ROW - 1):
+            assert (await teacher.respond(Instruction(key=str(n), text=str(n)))).failure
+        await teacher.respond(Instruction(key="last", text="last"))
+
+    with pytest.raises(TeacherUnavailable, match="failed 20 calls in a row"):
+        with_endpoint(config_of(server), store, work)
+
+
+# Roles
+
+
+INSTRUCTION = Instruction(key="a", text="Add 1 and 1.")
+
+
+def respond(server: FakeServer, store: MemoryStore) -> Response:
+    response: Response = with_endpoint(config_of(server), store, lambda e: EndpointTeacher(e, ROLE).respond(INSTRUCTION))
+    return response
+
+
+def test_a_teacher_that_is_cut_off_is_asked_again_and_then_given_up(server: FakeServer, store: MemoryStore) -> None:
+    server.answer = lambda number, request: said("and then", finish_reason="length")
+    response = respond(server, store)
+    assert (response.text, response.failure) == ("", "The reply was cut off at 2 tokens.")
+    assert len(server.calls) == ROLE.asks
+
+
+def test_an_empty_reply_is_asked_for_again(server: FakeServer, store: MemoryStore) -> None:
+    server.answer = lambda number, request: said("  \n" if number == 1 else " 2 \n")
+    assert respond(server, store).text == "2"
+
+
+@pytest.mark.parametrize("order", list(Order))
+def test_the_referees_scores_find_their_side_in_both_orders(server: FakeServer, store: MemoryStore, order: Order) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Reply:
+        text = request["messages"][-1]["content"]
+        first_is_teacher = text.index("the teacher's words") < text.index("the student's words")
+        first, second = (9, 4) if first_is_teacher else (4, 9)
+        return said(f"Evaluation evidence: one is better.\nScore of the Assistant 1: {first}\nScore of the Assistant 2: {second}")
+
+    server.answer = answer
+    teacher, student = Response(instruction="a", text="the teacher's words"), Response(instruction="a", text="the student's words")
+    judgement = with_endpoint(
+        config_of(server), store, lambda e: EndpointReferee(e, ROLE).judge(INSTRUCTION, teacher=teacher, student=student, order=order)
+    )
+    assert (judgement.teacher_score, judgement.student_score, judgement.failure) == (9.0, 4.0, "")
+
+
+def test_an_unreadable_referee_is_asked_again_and_then_told_with_its_words_and_no_number(server: FakeServer, store: MemoryStore) -> None:
+    server.answer = lambda number, request: said("I like them both.")
+    one = Response(instruction="a", text="x")
+    judgement = with_endpoint(
+        config_of(server), store, lambda e: EndpointReferee(e, ROLE).judge(INSTRUCTION, teacher=one, student=one, order=Order.TEACHER_FIRST)
+    )
+    assert (judgement.teacher_score, judgement.student_score, judgement.evidence) == (None, None, "I like them both.")
+    assert judgement.failure
+    assert len(server.calls) == ROLE.asks
+
+
+def test_a_generator_whose_call_fails_gives_no_candidate(server: FakeServer, store: MemoryStore) -> None:
+    server.answer = lambda number, request: refused(400, "content filter")
+    assert with_endpoint(config_of(server), store, lambda e: EndpointGenerator(e, ROLE).create(INSTRUCTION, easy=False, sample=1)) is None
