@@ -235,3 +235,11 @@ def test_the_seed_file_is_read_alike_by_both(seed_file: Path) -> None:
     seeds: tuple[Instruction, ...] = read_seed_pool(seed_file).instructions
     assert [seed.key for seed in seeds[:2]] == ["seed-000000", "seed-000001"]
     assert len(seeds) == tiny.SEEDS
+
+
+def test_a_run_goes_through_a_real_redis_as_well(redis_workers: Workers, launch: Launch, config: RunConfig) -> None:
+    with OfflineTeacher(port=PORT):
+        run = launch(replace(config, loop=replace(config.loop, iterations=0)))
+        wait_for_end(run)
+    assert (state_of(run), _failed(run)) == (RunState.FINISHED, [])
+    assert run.iterations.get().checkpoint.step == config.imitation.first_steps
