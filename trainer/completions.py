@@ -196,16 +196,22 @@ def _explain(name: str, config: EndpointConfig, error: Exception) -> Exception:
         return TeacherUnavailable(f"{where} could not be reached: {reason}. Check the address and that the server runs, then resume.")
     if isinstance(error, openai.RateLimitError):
         return TeacherUnavailable(
-            f"{where} kept answering 429 (too many requests). Lower 'calls at once', or resume later. It said: {error.message}"
+            f"{where} kept answering 429 (too many requests). Lower 'calls at once', or resume later. It said: {_said(error)}"
         )
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return ConfigError(f"{where} refused the key in {config.key_env or '(none)'}: {error.message} Set a valid key and resume.")
+        return ConfigError(f"{where} refused the key in {config.key_env or '(none)'}: {_said(error)} Set a valid key and resume.")
     if isinstance(error, openai.NotFoundError):
-        return ConfigError(f"{where} does not know the model {config.model!r} or the path: {error.message} Check both, then resume.")
+        return ConfigError(f"{where} does not know the model {config.model!r} or the path: {_said(error)} Check both, then resume.")
     if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
         return ConfigError(f"{where} redirects elsewhere (HTTP {error.status_code}). Set the base URL to the final address.")
     if isinstance(error, openai.APIStatusError):
-        return ResponseFormatError(f"{where} answered HTTP {error.status_code}: {error.message}")
+        return ResponseFormatError(f"{where} answered HTTP {error.status_code}: {_said(error)}")
     if isinstance(error, openai.APIResponseValidationError | json.JSONDecodeError):
         return ConfigError(f"{where} answered something that is not JSON. Check the base URL: for most servers it ends in /v1.")
     return error
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """What the server gave as its reason. The client knows one form only; of any other the body is shown, or its beginning."""
+    knows_more = " - " in error.message
+    return error.message if knows_more or not error.body else f"{error.message} - {str(error.body)[:300]}"

@@ -225,6 +225,7 @@ def test_nothing_is_kept_of_a_failure(server: FakeServer, store: MemoryStore) ->
         (refused(404, "no such model"), ConfigError, "does not know the model 'fake'"),
         (refused(429, "slow down"), TeacherUnavailable, "Lower 'calls at once'"),
         (refused(400, "context length"), ResponseFormatError, "context length"),
+        ((400, {"Content-Type": "application/json"}, '{"detail": "pinned to a model"}'), ResponseFormatError, "pinned to a model"),
         ((302, {"Location": "http://127.0.0.1:1/"}, ""), ConfigError, "redirects elsewhere"),
         ((200, {"Content-Type": "text/html"}, "<html>hello</html>"), ConfigError, "ends in /v1"),
         ((200, {"Content-Type": "application/json"}, "{}"), ConfigError, "not a chat completion"),
