@@ -19,7 +19,8 @@ at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from trainer.discrimination import Case, judge_all
 from trainer.errors import ConfigError
 from trainer.generation import Outcome, generate, parents_for
 from trainer.plan import Planned, Step, plan
-from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction
+from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction, Label, Verdict
 from trainer.roles import Generator, Referee, Student, Teacher
 from trainer.similarity import SimilarityIndex
 
@@ -145,7 +146,8 @@ def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration:
     """Generation: hard parents give hard instructions, easy parents rarer ones; near-copies of known ones are rejected."""
     pool = book.cache_pool(iteration)
     earlier = book.candidates(iteration)
-    parents = parents_for(pool, book.verdicts(iteration), config=config.loop)
+    verdicts = book.verdicts(iteration)
+    parents = parents_for(pool, verdicts, config=config.loop)
     known = SimilarityIndex()
     known.extend((i.key, i.prompt) for i in pool)
     outcome = Outcome()
@@ -168,7 +170,16 @@ def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration:
     for text in outcome.shortfall.values():
         desk.note(text)
     if not outcome.accepted:
-        raise ConfigError(f"No new instruction was accepted in iteration {iteration}. {' '.join(outcome.shortfall.values())}")
+        lines = [f"No new instruction was accepted in iteration {iteration}.", *outcome.shortfall.values()]
+        raise ConfigError(" ".join(lines if all(parents.values()) else [*lines, *_why_quarantined(verdicts)]))
+
+
+def _why_quarantined(verdicts: Mapping[str, Verdict]) -> Iterator[str]:
+    """How many instructions are quarantined, the commonest reason, and what to do: parents are missing where nothing could be judged."""
+    reasons = Counter(verdict.reason for verdict in verdicts.values() if verdict.label is Label.QUARANTINED)
+    for reason, count in reasons.most_common(1):
+        yield f"{reasons.total()} of {len(verdicts)} judged instructions are quarantined, {count} with this reason: {reason}"
+        yield "Launch a new run with what would mend that: longer replies, more asks, or another endpoint."
 
 
 def evaluate(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:

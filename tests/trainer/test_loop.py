@@ -141,6 +141,12 @@ def test_what_the_referee_cannot_say_is_quarantined_never_easy(tmp_path: Path) -
     assert all(verdict.discrepancy is None for verdict in book.verdicts(1).values() if verdict.label is Label.QUARANTINED)
 
 
+def test_a_run_that_could_judge_nothing_ends_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
+    everyone = frozenset(i.key for i in seeds())
+    with pytest.raises(ConfigError, match=r"no hard parent.*10 of 10 .* quarantined, 10 with this reason: .*Launch a new run"):
+        distil(book_in(tmp_path), FakeDesk(tmp_path, referee=FakeReferee(unreadable=everyone)), CONFIG)
+
+
 def test_a_pool_without_one_answer_is_a_clear_error(tmp_path: Path) -> None:
     everyone = frozenset(i.key for i in seeds())
     with pytest.raises(ConfigError, match="nothing to imitate"):
