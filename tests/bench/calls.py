@@ -17,7 +17,7 @@ from trainer.demo.server import MODEL, Knobs
 
 LATENCY_MS = 50
 AT_ONCE = 64
-CALLS = 1500
+CALLS = 1000
 
 
 def measure() -> Iterator[Figure]:
