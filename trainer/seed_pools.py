@@ -55,11 +55,15 @@ def read_seed_pool(path: Path) -> SeedPool:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"The seed pool {path} cannot be read: {error.strerror}. Check the path.") from None
+    return parse_seed_pool(decode_seed_pool(data, name=path.name), name=path.name)
+
+
+def decode_seed_pool(data: bytes, *, name: str) -> str:
+    """The text of a seed pool's file. Raises SeedPoolError naming every line that is not UTF-8."""
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SeedPoolError(path.name, _undecodable(data) or [(1, f"Not UTF-8: {error.reason}.")]) from None
-    return parse_seed_pool(text, name=path.name)
+        raise SeedPoolError(name, _undecodable(data) or [(1, f"Not UTF-8: {error.reason}.")]) from None
 
 
 def parse_seed_pool(text: str, *, name: str) -> SeedPool:

@@ -10,13 +10,12 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from experiments.forms import PoolForm
 from experiments.models import SeedPool
-from experiments.pool_files import decode_pool_file
 from experiments.roles import requires
 from experiments.services.pools import import_seed_pool
 from experiments.views.paging import page_of
 from experiments.views.people import signed_in
 from trainer.errors import ConfigError
-from trainer.seed_pools import SeedPoolError
+from trainer.seed_pools import SeedPoolError, decode_seed_pool
 
 MOST_PROBLEMS = 200
 
@@ -61,7 +60,7 @@ def _import(form: PoolForm, request: HttpRequest) -> SeedPool:
     """Raises SeedPoolError, with the lines that are wrong, and ConfigError for a name that is taken."""
     file, data = form.cleaned_data["file"], form.cleaned_data
     source = file.name if file else "pasted text"
-    text = decode_pool_file(file.read(), name=source) if file else data["text"]
+    text = decode_seed_pool(file.read(), name=source) if file else data["text"]
     return import_seed_pool(text, name=data["name"], source=source, licence=data["licence"], owner=signed_in(request))
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from experiments.pool_files import decode_pool_file
 from experiments.services.pools import import_seed_pool
 from trainer.errors import ConfigError
+from trainer.seed_pools import decode_seed_pool
 
 
 class Command(BaseCommand):
@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         file: Path = options["file"]
         try:
-            text = decode_pool_file(file.read_bytes(), name=file.name)
+            text = decode_seed_pool(file.read_bytes(), name=file.name)
             pool = import_seed_pool(text, name=options["name"] or file.stem, source=file.name, licence=options["licence"])
         except OSError as error:
             raise CommandError(f"{file} cannot be read: {error.strerror}. Check the path.") from None
