@@ -125,12 +125,13 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
+    "lionweb.middleware.RefuseNul",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    "lionweb.middleware.LoginRequiredMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
@@ -162,6 +163,10 @@ LANGUAGE_CODE = "en"
 USE_I18N = False
 TIME_ZONE = "UTC"
 USE_TZ = True
+
+# A seed pool may be pasted into its form: tens of thousands of instructions, where Django's own 2.5 MB end at a few thousand. What is
+# larger comes as a file, which is not counted here. templates/400.html names the number.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 50_000_000
 
 STATIC_URL = "static/"
 STATICFILES_DIRS: list[Any] = [BASE_DIR / "static"]
