@@ -5,6 +5,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import CommandError, call_command
 
 from experiments.models import SeedPool
+from experiments.services import pools
 from tests import make
 from tests.web.pages import asks_the_same_of, body, text_of, total
 
@@ -52,6 +53,48 @@ def test_neither_file_nor_text_and_a_taken_name_are_refused_beside_their_fields(
     make.make_pool("mine")
     page = text_of(body(client.post("/pools/import", {"name": "mine", "text": GOOD})))
     assert "This name is taken." in page
+
+
+def while_reading(monkeypatch, reader: str, *, name: str) -> None:
+    """Let somebody else make a pool of the name after it was looked for, while the instructions are read."""
+    real = getattr(pools, reader)
+
+    def read(*args: object, **options: object) -> object:
+        if not SeedPool.objects.filter(name=name).exists():
+            make.make_pool(name)
+        return real(*args, **options)
+
+    monkeypatch.setattr(pools, reader, read)
+
+
+def test_a_name_taken_in_the_meantime_is_refused_beside_its_field(client_of, monkeypatch):
+    while_reading(monkeypatch, "parse_seed_pool", name="mine")
+    response = client_of("member").post("/pools/import", {"name": "mine", "licence": "kept", "text": GOOD})
+    page = body(response)
+    assert response.status_code == 422
+    assert "This name is taken." in text_of(page[page.index('class="field field-name') : page.index('class="field field-licence')])
+    assert 'value="kept"' in page
+    assert SeedPool.objects.get().source == "tests"
+
+
+def test_two_launches_that_make_one_demo_pool_share_it(db, monkeypatch):
+    while_reading(monkeypatch, "demo_seed_pool", name="demo, seed 5")
+    assert pools.get_demo_pool(5) == SeedPool.objects.get()
+
+
+@pytest.mark.parametrize("name", ["demo, seed 0", " Demo, Seed 12", "demo, seed"])
+def test_the_names_of_the_demos_pools_are_refused_beside_their_field(client_of, name):
+    response = client_of("member").post("/pools/import", {"name": name, "text": GOOD})
+    assert response.status_code == 422
+    assert "Names that begin with 'demo, seed' are the demo's own." in text_of(body(response))
+    assert not SeedPool.objects.exists()
+
+
+def test_the_command_refuses_them_too(tmp_path, db):
+    file = tmp_path / "demo, seed 1.jsonl"
+    file.write_text(GOOD)
+    with pytest.raises(CommandError, match="the demo's own"):
+        call_command("import_pool", str(file))
 
 
 def test_hostile_lines_are_shown_letter_for_letter(client_of):
