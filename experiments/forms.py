@@ -314,6 +314,8 @@ class PoolForm(forms.Form):
 
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+OWN_VARIABLES = re.compile(r"(?i)SECRET_KEY|DATABASE_URL|CELERY_BROKER_URL|(LIONWEB|DJANGO)_.*")
+"""LionWeb's own settings: an endpoint would be sent their values."""
 KEY_LIKE = re.compile(r"(?i)^(sk|pk|rk|gsk|hf|xai|ghp|key)[-_].{8,}")
 
 
@@ -362,6 +364,8 @@ class EndpointForm(_EndpointModelForm):
             )
         if name and not VARIABLE_NAME.fullmatch(name):
             raise forms.ValidationError("Not the name of a variable: letters, digits and _ only, for instance OPENAI_API_KEY.")
+        if OWN_VARIABLES.fullmatch(name):
+            raise forms.ValidationError(f"{name} is a setting of LionWeb, and would be sent to the endpoint. Name the variable of its key.")
         return name
 
     def clean(self) -> dict[str, Any]:
