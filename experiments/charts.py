@@ -135,6 +135,12 @@ def overlay_scores(benchmark: str, runs: Sequence[Run], scores: Sequence[Benchma
     return Chart(id=f"scores-{benchmark}", title=f"Scores on {benchmark.replace('_', ' ')}", summary=summary, figure=_plain(figure))
 
 
+def hard_share(labels: Mapping[str, int]) -> float | None:
+    """Hard of hard and easy, 0 to 1. The quarantined were not scored: in the denominator they would count as easy."""
+    hard, easy = labels.get("hard", 0), labels.get("easy", 0)
+    return hard / (hard + easy) if hard + easy else None
+
+
 def run_token(position: int) -> str:
     """The colour of a run by its place among those compared."""
     return f"run-{position % RUN_COLOURS + 1}"

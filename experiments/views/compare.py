@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from django.views.decorators.http import require_GET
 from experiments import charts, querysets
 from experiments.config_table import config_rows
 from experiments.models import BenchmarkScore
+from trainer.records import Label
 
 MOST_RUNS = 20
 
@@ -24,15 +25,14 @@ class ComparedRun:
     run: Any
     token: str
     iteration: int | None
-    hard: int
-    judged: int
+    labels: Mapping[str, int]
     discrepancy: float | None
     scores: Sequence[BenchmarkScore | None]
     gain: float | None
 
     @property
     def hard_share(self) -> float | None:
-        return self.hard / self.judged if self.judged else None
+        return charts.hard_share(self.labels)
 
 
 @require_GET
@@ -65,7 +65,7 @@ def _comparison(runs: Sequence[Any]) -> dict[str, Any]:
     scores = list(querysets.macro_scores(runs))
     benchmarks = sorted({score.benchmark for score in scores})
     shares = {
-        run: {number: 100 * labels.get("hard", 0) / sum(labels.values()) for number, labels in by_number.items()}
+        run: {number: 100 * share for number, labels in by_number.items() if (share := charts.hard_share(labels)) is not None}
         for run, by_number in counts.items()
     }
     settings = config_rows([run.config for run in runs])
@@ -76,7 +76,7 @@ def _comparison(runs: Sequence[Any]) -> dict[str, Any]:
         "benchmarks": benchmarks,
         "charts": [
             *(charts.overlay_scores(name, runs, scores) for name in benchmarks),
-            charts.overlay_chart("hard-share", "Hard share", "Hard of judged, %", runs, shares),
+            charts.overlay_chart("hard-share", "Hard share", "Hard of hard and easy, %", runs, shares),
             charts.overlay_chart("discrepancy", "Mean discrepancy", "Teacher minus student, points", runs, means),
         ],
     }
@@ -92,7 +92,7 @@ def _compared(
 ) -> ComparedRun:
     by_number = counts.get(run.pk, {})
     last = max(by_number, default=None)
-    labels = by_number[last] if last is not None else {}
+    counted = by_number[last] if last is not None else {}
     own = [score for score in scores if score.iteration.run_id == run.pk]
     finals = [next((score for score in reversed(own) if score.benchmark == name), None) for name in benchmarks]
     first = next((score for score in own if score.benchmark == benchmarks[0] and score.iteration.number == 0), None) if benchmarks else None
@@ -101,8 +101,7 @@ def _compared(
         run=run,
         token=charts.run_token(place),
         iteration=last,
-        hard=labels.get("hard", 0),
-        judged=sum(labels.values()),
+        labels={label: counted[label] for label in Label if label in counted},
         discrepancy=means.get(run.pk, {}).get(last) if last is not None else None,
         scores=finals,
         gain=100 * (final.value - first.value) if first and final else None,

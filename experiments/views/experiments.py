@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
 
-from experiments import querysets
+from experiments import charts, querysets
 from experiments.forms import ExperimentForm
 from experiments.models import BenchmarkScore, Experiment
 from experiments.roles import requires
@@ -52,7 +52,8 @@ def run_rows(runs: Sequence[Any]) -> list[RunRow]:
 
 
 def _hard_shares(by_iteration: dict[int, dict[str, int]]) -> list[float]:
-    return [counts.get("hard", 0) / sum(counts.values()) for counts in by_iteration.values()]
+    """Of each iteration that scored any."""
+    return [share for counts in by_iteration.values() if (share := charts.hard_share(counts)) is not None]
 
 
 @requires("member")

@@ -29,11 +29,14 @@ def test_the_settings_that_differ_are_shown_and_the_identical_on_demand(client_o
 
 def test_the_curves_and_the_table_say_what_the_rows_say(client_of, runs):
     response = client_of("viewer").get(address(*runs))
-    shares = figure(body(response), "hard-share")["data"]
+    chart = figure(body(response), "hard-share")
+    assert chart["layout"]["yaxis"]["title"]["text"] == "Hard of hard and easy, %"
+    shares = chart["data"]
     assert [trace["name"] for trace in shares] == ["golden-lion-1", "swift-heron-2"]
     for run, trace, row in zip(runs, shares, response.context["compared"], strict=True):
         verdicts = run.iterations.get(number=2).verdicts
-        share = verdicts.filter(label="hard").count() / verdicts.count()
+        assert verdicts.filter(label="quarantined").exists()  # and left out: they are not easy
+        share = verdicts.filter(label="hard").count() / verdicts.filter(label__in=["hard", "easy"]).count()
         assert trace["y"][-1] == pytest.approx(100 * share)
         assert row.hard_share == pytest.approx(share)
         first, last = (run.iterations.get(number=n).scores.get(task="").value for n in (0, 2))
@@ -43,9 +46,18 @@ def test_the_curves_and_the_table_say_what_the_rows_say(client_of, runs):
 def test_its_numbers_open_as_many_instructions(client_of, runs):
     client = client_of("viewer")
     opened = [(url, text) for url, text in links(body(client.get(address(*runs)))) if "/instructions?" in url]
-    assert len(opened) == 4
+    assert len(opened) == 6
     for url, text in opened:
         assert total(body(client.get(url))) == int(text)
+
+
+def test_iterations_that_scored_nothing_have_no_hard_share(client_of, runs):
+    base, other = runs
+    none = {"teacher_score": None, "student_score": None, "discrepancy": None, "reason": "No answer."}
+    base.iterations.get(number=2).verdicts.update(label="quarantined", **none)
+    response = client_of("viewer").get(address(base, other))
+    assert response.context["compared"][0].hard_share is None
+    assert figure(body(response), "hard-share")["data"][0]["x"] == [1]
 
 
 def test_the_order_of_the_address_decides_the_base(client_of, runs):

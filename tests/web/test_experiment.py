@@ -1,5 +1,7 @@
 """An experiment with its runs, and new experiments."""
 
+import pytest
+
 from experiments.models import Experiment
 from tests import make
 from tests.web.pages import asks_the_same_of, body, text_of
@@ -18,6 +20,16 @@ def test_each_run_has_its_state_hard_share_and_last_score(client_of, person):
     assert f"{100 * last.value:.1f} %" in page
     assert f"/runs/{run.pk}/scores/demo_skills/2/" in page
     assert "Hard share by iteration: " in page
+
+
+def test_the_quarantined_do_not_make_a_pool_look_easy(client_of, person):
+    run = make.make_finished_run(person("member"), seeds=40)
+    verdicts = run.iterations.get(number=2).verdicts
+    scored = verdicts.exclude(label="quarantined")
+    assert scored.count() < verdicts.count()
+    row = client_of("viewer").get(f"/experiments/{run.experiment_id}/").context["rows"][0]
+    assert row.last_hard_share == pytest.approx(scored.filter(label="hard").count() / scored.count())
+    assert len(row.hard_shares) == 2
 
 
 def test_an_unknown_experiment_is_not_found(client_of):
