@@ -56,7 +56,9 @@ def settings_of(data: str) -> tuple[RunConfig, list[Example]]:
     if data == "demo":
         return demo_config(steps=DEMO_STEPS), demo_examples()
     config = demo_config(steps=RAGGED_STEPS)
-    return replace(config, imitation=replace(config.imitation, max_length=512, device_batch_size=16)), ragged_examples(1500, seed=5)
+    return replace(config, imitation=replace(config.imitation, max_length=512, batch_size=32, device_batch_size=8)), ragged_examples(
+        1500, seed=5
+    )
 
 
 def tune_once(side: str, data: str) -> dict[str, float]:

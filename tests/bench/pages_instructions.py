@@ -111,7 +111,7 @@ VERDICTS = """
            CASE WHEN label <> 'quarantined' THEN d END, i.position %% 7 = 0, CASE WHEN label = 'quarantined' THEN 'unreadable' ELSE '' END,
            now()
     FROM experiments_instruction i CROSS JOIN experiments_iteration t
-    CROSS JOIN LATERAL (SELECT (i.position * 7919 + t.number) %% 900 / 100.0 AS d) drawn
+    CROSS JOIN LATERAL (SELECT (i.position::bigint * 7919 + t.number) %% 900 / 100.0 AS d) drawn
     CROSS JOIN LATERAL (SELECT CASE WHEN i.position %% 100 = 99 THEN 'quarantined' WHEN d >= 1 THEN 'hard' ELSE 'easy' END AS label) judged
     WHERE i.run_id = %(run)s AND t.id IN (%(one)s, %(two)s)
 """

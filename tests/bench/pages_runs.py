@@ -96,7 +96,7 @@ def make_runs() -> tuple[Client, Experiment]:
         cursor.execute(INSTRUCTIONS, {"seeds": SEEDS})
         cursor.execute(VERDICTS)
         cursor.execute(METRICS, {"steps": LOGGED_STEPS})
-    client = Client()
+    client = Client(SERVER_NAME="127.0.0.1")
     client.force_login(owner, backend="django.contrib.auth.backends.ModelBackend")
     return client, experiment
 

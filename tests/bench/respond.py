@@ -17,14 +17,14 @@ from trainer.student import LocalStudent, encode_prompts
 
 COUNT = 256
 TEMPERATURE = 0.7
-MAX_NEW_TOKENS = 128
+MAX_NEW_TOKENS = 96
 
 
 def measure() -> Iterator[Figure]:
-    config = demo_config(steps=60)
+    config = demo_config(steps=30)
     config = replace(
         config,
-        imitation=replace(config.imitation, max_length=512, device_batch_size=16),
+        imitation=replace(config.imitation, max_length=160, batch_size=32, device_batch_size=16),
         respond=replace(config.respond, temperature=TEMPERATURE, max_new_tokens=MAX_NEW_TOKENS),
     )
     with tempfile.TemporaryDirectory() as folder:
