@@ -1,4 +1,4 @@
-// What every page does: the theme button, the folded navigation, forms that send themselves, questions before a stop.
+// What every page does: the theme button, the folded navigation, links into folded parts of the page.
 
 function themeNow() {
   const chosen = document.documentElement.dataset.theme;
@@ -21,15 +21,6 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-action]");
   if (button?.dataset.action === "theme") toggleTheme();
   if (button?.dataset.action === "nav") toggleNav(button);
-});
-
-document.addEventListener("change", (event) => {
-  if (event.target.matches("[data-submit]")) event.target.form.requestSubmit();
-});
-
-document.addEventListener("submit", (event) => {
-  const question = event.target.dataset.confirm;
-  if (question && !confirm(question)) event.preventDefault();
 });
 
 /** A link to a folded part of the page opens it. */

@@ -4,7 +4,7 @@ import pytest
 
 from experiments.models import Instruction, Judgement, Response
 from tests import make
-from tests.web.pages import body, queries, text_of
+from tests.web.pages import body, links, queries, text_of
 
 
 @pytest.fixture
@@ -78,6 +78,18 @@ def test_previous_and_next_follow_the_positions(client_of, run):
     context = client_of("viewer").get(f"/instructions/{first.pk}/").context
     assert context["previous"] is None
     assert context["next"] == second
+
+
+def test_previous_and_next_stay_in_the_chosen_iteration(client_of, run):
+    before, item, after = run.instructions.order_by("position")[:3]
+    client = client_of("viewer")
+    chosen = dict((text, url) for url, text in links(body(client.get(f"/instructions/{item.pk}/?iteration=1"))))
+    assert chosen["Previous"] == f"/instructions/{before.pk}/?iteration=1"
+    assert chosen["Next"] == f"/instructions/{after.pk}/?iteration=1"
+    bare = dict((text, url) for url, text in links(body(client.get(f"/instructions/{item.pk}/"))))
+    assert bare["Next"] == f"/instructions/{after.pk}/"
+    hostile = body(client.get(f"/instructions/{item.pk}/", {"iteration": '"><script>&x=1'}))
+    assert "<script>&" not in hostile
 
 
 def test_an_instruction_nobody_answered_yet_has_a_page(client_of, person):

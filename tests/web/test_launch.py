@@ -102,6 +102,15 @@ def test_a_bad_value_is_refused_beside_its_field_and_everything_typed_is_kept(cl
     assert not Run.objects.exists()
 
 
+@pytest.mark.parametrize(("name", "typed"), [("evaluation.benchmarks", ["no-such"]), ("loop.tau", "10"), ("loop.ratio", "7:1")])
+def test_the_list_of_errors_leads_to_each_field(client_of, name, typed):
+    client = client_of("member")
+    page = body(client.post("/runs/new?preset=demo", filled(client, **{name: typed})))
+    target = f"id_{name}"
+    assert f'<a href="#{target}">' in page
+    assert len(re.findall(rf'\bid="{re.escape(target)}"', page)) == 1
+
+
 def test_a_section_with_a_refused_value_is_open(client_of):
     client = client_of("member")
     page = body(client.post("/runs/new?preset=demo", filled(client, **{"student.lora_rank": "0"})))

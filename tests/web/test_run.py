@@ -154,6 +154,16 @@ def test_the_intervals_of_scores_are_1_96_standard_errors(client_of, finished):
     assert trace["error_y"]["array"] == [pytest.approx(4.9)] * 3
 
 
+@pytest.mark.parametrize("parents", ["by_verdict", "random", "uniform"])
+def test_what_was_made_is_counted_by_origin_whoever_the_parents_were(client_of, person, parents):
+    run = make.make_finished_run(person("member"), config=make.make_config(parents=parents))
+    page = body(client_of("viewer").get(f"/runs/{run.pk}/"))
+    card = text_of(page[page.index('id="stage-1-generation"') : page.index('id="stage-1-imitation"')])
+    hard, easy = (run.instructions.filter(iteration__number=1, origin=origin).count() for origin in ("hard", "easy"))
+    assert f"{hard + easy} new, by origin: {hard} hard , {easy} easy" in card
+    assert "from hard" not in card
+
+
 def test_a_run_that_has_only_begun_has_a_page(client_of, person):
     run = make.make_run(person("member"))
     assert "None yet" in body(client_of("viewer").get(f"/runs/{run.pk}/"))
