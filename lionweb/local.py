@@ -205,6 +205,18 @@ def _command_has(process: psutil.Process, word: str) -> bool:
     return False
 
 
+def check_address(address: str) -> None:
+    """Raises CannotStart for a LIONWEB_BIND on which nothing here can listen, whatever the port."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise CannotStart(
+                f"LIONWEB_BIND={address} cannot be listened on ({error.strerror}). It must be an IPv4 address of this machine or its host"
+                " name, or 0.0.0.0 for all its addresses; IPv6 is for the proxy in front."
+            ) from None
+
+
 def check_port(address: str, port: int, setting: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -228,6 +240,7 @@ def up() -> int:
     with only_one(place, settings.LIONWEB_URL):
         if ended := end_leftovers(place):
             print(f"Ended {ended} processes that an earlier start had left running.")
+        check_address(settings.LIONWEB_BIND)
         check_port(settings.LIONWEB_BIND, settings.LIONWEB_PORT, "LIONWEB_PORT")
         check_port("127.0.0.1", settings.LIONWEB_OFFLINE_PORT, "LIONWEB_OFFLINE_PORT")
         values = {name: getattr(settings, name) for name in PROCFILE_SETTINGS}
