@@ -83,10 +83,10 @@ def test_previous_and_next_follow_the_positions(client_of, run):
 def test_previous_and_next_stay_in_the_chosen_iteration(client_of, run):
     before, item, after = run.instructions.order_by("position")[:3]
     client = client_of("viewer")
-    chosen = dict((text, url) for url, text in links(body(client.get(f"/instructions/{item.pk}/?iteration=1"))))
+    chosen = {text: url for url, text in links(body(client.get(f"/instructions/{item.pk}/?iteration=1")))}
     assert chosen["Previous"] == f"/instructions/{before.pk}/?iteration=1"
     assert chosen["Next"] == f"/instructions/{after.pk}/?iteration=1"
-    bare = dict((text, url) for url, text in links(body(client.get(f"/instructions/{item.pk}/"))))
+    bare = {text: url for url, text in links(body(client.get(f"/instructions/{item.pk}/")))}
     assert bare["Next"] == f"/instructions/{after.pk}/"
     hostile = body(client.get(f"/instructions/{item.pk}/", {"iteration": '"><script>&x=1'}))
     assert "<script>&" not in hostile
