@@ -116,21 +116,6 @@ def rejected_by_fate(run: Run) -> dict[int, dict[str, int]]:
     return result
 
 
-def instructions_with_verdict(run: Run, *, iteration: int | None = None) -> QuerySet[Instruction]:
-    """Instructions with the verdict of an iteration, or of the last one that judged them, as `label`, `discrepancy`, ..."""
-    verdicts = Verdict.objects.filter(instruction=OuterRef("pk"))
-    if iteration is not None:
-        verdicts = verdicts.filter(iteration__number=iteration)
-    latest = verdicts.order_by("-iteration__number")
-    return run.instructions.annotate(
-        label=Subquery(latest.values("label")[:1]),
-        discrepancy=Subquery(latest.values("discrepancy")[:1]),
-        teacher_score=Subquery(latest.values("teacher_score")[:1]),
-        student_score=Subquery(latest.values("student_score")[:1]),
-        judged_in=Subquery(latest.values("iteration__number")[:1]),
-    )
-
-
 def loss_curve(run: Run) -> QuerySet[Metric]:
     """The logged steps of every iteration, the last attempt at each step alone, in order."""
     return (
