@@ -110,8 +110,10 @@ class FakeStudent:
             if instruction.key not in done:
                 keep([Response(instruction=instruction.key, text=self._known.get(instruction.prompt, "no idea"))])
 
-    def answer(self, items: Sequence[BenchmarkItem], *, keep: Callable[[list[tuple[BenchmarkItem, str]]], None]) -> None:
-        keep([(item, self._known.get(item.prompt, "")) for item in items])
+    def answer(
+        self, items: Sequence[BenchmarkItem], *, done: frozenset[str], keep: Callable[[list[tuple[BenchmarkItem, str]]], None]
+    ) -> None:
+        keep([(item, self._known.get(item.prompt, "")) for item in items if item.key not in done])
 
 
 @dataclass

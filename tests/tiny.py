@@ -43,14 +43,14 @@ def make_config(seed_file: Path, *, port: int) -> RunConfig:
 def run_in_shell(config: RunConfig, folder: Path, *, port: int) -> dict[str, Any]:
     """What `python -m trainer run` makes of the config, undisturbed."""
     file = folder / "config.toml"
-    file.write_text(_toml(config))
+    file.write_text(as_toml(config))
     with OfflineTeacher(port=port):
         command = [sys.executable, "-m", "trainer", "run", str(file), "--out", str(folder / "run")]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
     return compare.of_folder(folder / "run", config, read_seed_pool(Path(config.seed_pool)).instructions)
 
 
-def _toml(config: RunConfig) -> str:
+def as_toml(config: RunConfig) -> str:
     """The config as TOML; JSON's values are TOML's for the types a config has."""
     lines: list[str] = []
 

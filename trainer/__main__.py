@@ -10,15 +10,14 @@ import sys
 import time
 import tomllib
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer.config import OFFLINE_URL, PRESETS, RunConfig, config_from_dict, load_config, preset_names
 from trainer.endpoints import EndpointRoles, open_roles
 from trainer.errors import Cancelled, ConfigError, TrainerError
-from trainer.folder import FolderBook, write_json
+from trainer.folder import FolderBook, locked, write_json
 from trainer.loop import distil
 from trainer.plan import Planned
 from trainer.records import Instruction
@@ -29,14 +28,15 @@ from trainer.summary import summarise
 class ShellDesk:
     """What the steps work with on the command line: endpoints, and a student in this very process."""
 
-    def __init__(self, config: RunConfig, book: FolderBook) -> None:
+    def __init__(self, config: RunConfig, book: FolderBook, *, offline_url: str) -> None:
         self._config = config
         self._book = book
+        self._offline_url = offline_url
         self.from_store = 0
 
     @asynccontextmanager
     async def _counted(self) -> AsyncIterator[EndpointRoles]:
-        async with open_roles(self._config, self._book.completions) as roles:
+        async with open_roles(self._config, self._book.completions, offline_url=self._offline_url) as roles:
             try:
                 yield roles
             finally:
@@ -69,25 +69,23 @@ def read_seeds(config: RunConfig) -> Sequence[Instruction]:
 
 
 @contextmanager
-def live_endpoints(config: RunConfig) -> Iterator[RunConfig]:
-    """The config with the offline teacher, where it asks for it, started for the time of the run."""
+def offline_teacher(config: RunConfig) -> Iterator[str]:
+    """The address of the offline teacher, started for the time of the run where the config asks for it; else nothing."""
     if all(endpoint.base_url != OFFLINE_URL for endpoint in config.endpoints.values()):
-        yield config
+        yield ""
         return
     from trainer.demo.process import OfflineTeacher
 
     with OfflineTeacher() as offline:
-        urls = {name: offline.base_url if e.base_url == OFFLINE_URL else e.base_url for name, e in config.endpoints.items()}
-        yield replace(config, endpoints={name: replace(e, base_url=urls[name]) for name, e in config.endpoints.items()})
+        yield offline.base_url
 
 
 def run(config: RunConfig, folder: Path) -> dict[str, Any]:
     """The whole loop in a folder; gives the summary that it also leaves there, after every iteration."""
-    book = FolderBook(folder, config, read_seeds(config))
     earlier = _earlier_summary(folder)
     started = time.monotonic()
-    with live_endpoints(config) as live:
-        desk = ShellDesk(live, book)
+    with locked(folder), offline_teacher(config) as offline_url, closing(FolderBook(folder, config, read_seeds(config))) as book:
+        desk = ShellDesk(config, book, offline_url=offline_url)
 
         def summary() -> dict[str, Any]:
             written = summarise(
@@ -103,7 +101,7 @@ def run(config: RunConfig, folder: Path) -> dict[str, Any]:
             print(f"iteration {planned.iteration}  {planned.stage}: {planned.step}", flush=True)
 
         try:
-            distil(book, desk, live, before=before)
+            distil(book, desk, config, before=before)
         finally:
             last = summary()
     return last
@@ -126,7 +124,7 @@ def find_config(name: str, *, seed: int | None, settings: Sequence[str]) -> RunC
         *sections, last = dotted.split(".")
         table = data
         for section in sections:
-            table = table.setdefault(section, {})
+            table = table.setdefault(section, {}) if isinstance(table, dict) else table
         if not separator or not isinstance(table, dict):
             raise ConfigError(f"--set takes section.name=value, not {text!r}.")
         table[last] = _value(value)
@@ -161,7 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="another value for a setting, e.g. loop.parents=uniform"
     )
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ctrl-C lets the calls under way be answered and kept; so does a SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         config = find_config(options.config, seed=options.seed, settings=options.set)
         folder = options.out or Path("runs") / f"{config.name}-seed-{config.seed}"

@@ -1,6 +1,6 @@
 """The book a run is written in: what a step reads from it, and how each result gets into it.
 
-Two books exist: a folder of JSONL files (`trainer.folder`) and Postgres (`experiments.book`). Every step asks the book which
+Two books exist: a folder of JSONL files (`trainer.folder`) and Postgres (`experiments.services.book`). Every step asks the book which
 items are not done, does those and writes each as it comes, so that going on after a crash is nothing special.
 """
 

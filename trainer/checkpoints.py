@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError, NoSpace
+from trainer.prompts import PROMPT_VERSION
 from trainer.roles import CheckpointInfo
 
 MANIFEST = "lionweb.json"
@@ -205,5 +206,6 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of what decides the weights, without importing any of it."""
-    return {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate", "safetensors")}
+    """The versions of what decides the weights, prompts among them, without importing any of the libraries."""
+    libraries = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate", "safetensors")}
+    return {**libraries, "prompts": PROMPT_VERSION}

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import trainer.errors
 from trainer.config import config_from_dict
 from trainer.errors import Cancelled, ConfigError, TrainerError
+from trainer.folder import read_jsonl
 from trainer.records import BenchmarkItem, Example, Instruction, Metric, Origin
 
 Emit = Callable[[dict[str, Any]], None]
@@ -97,7 +98,6 @@ def public_name(error: TrainerError) -> str:
 
 def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]) -> None:
     """One stage's work with the student, told as events. Raises ConfigError for an unknown task."""
-    quiet_libraries()
     from trainer.student import LocalStudent
 
     student = LocalStudent(
@@ -117,8 +117,11 @@ def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]
             keep=lambda responses: emit({"event": "responses", "responses": [response.as_dict() for response in responses]}),
         )
     elif task["task"] == "answer":
-        done = frozenset(task.get("done", ()))
-        student.answer([BenchmarkItem(**row) for row in rows], keep=lambda answers: emit_answers(answers, done, emit))
+        student.answer(
+            [BenchmarkItem(**row) for row in rows],
+            done=frozenset(task.get("done", ())),
+            keep=lambda answers: emit({"event": "answers", "answers": [[item.key, reply] for item, reply in answers]}),
+        )
     else:
         raise ConfigError(f"There is no task {task['task']!r}. The child knows: imitate, respond, answer.")
 
@@ -134,33 +137,9 @@ def imitate(student: Any, rows: Sequence[dict[str, Any]], iteration: int, emit: 
     emit({"event": "checkpoint", "path": str(info.path), "step": info.step, "first_loss": info.first_loss, "last_loss": info.last_loss})
 
 
-def emit_answers(answers: list[tuple[BenchmarkItem, str]], done: frozenset[str], emit: Emit) -> None:
-    """Tell the replies of one batch that are not known yet."""
-    missing = [[item.key, reply] for item, reply in answers if item.key not in done]
-    if missing:
-        emit({"event": "answers", "answers": missing})
-
-
 def read_instruction(row: dict[str, Any]) -> Instruction:
     """An Instruction from its JSON form."""
     return Instruction(**{**row, "origin": Origin(row.get("origin", Origin.SEED))})
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file. Raises ConfigError where it is missing or broken."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The input {path} cannot be read: {error}. Start the stage again to have it written anew.") from None
-
-
-def quiet_libraries() -> None:
-    """No progress bars: stderr is kept for what helps to understand an end without a word."""
-    from transformers.utils import logging as transformers_logging
-
-    disable: Any = transformers_logging.disable_progress_bar  # untyped in the library
-    disable()
 
 
 if __name__ == "__main__":

@@ -46,14 +46,16 @@ class ChildStudent:
 
         self._run("respond", instructions, on_event, done=done)
 
-    def answer(self, items: Sequence[BenchmarkItem], *, keep: Callable[[list[tuple[BenchmarkItem, str]]], None]) -> None:
+    def answer(
+        self, items: Sequence[BenchmarkItem], *, done: frozenset[str], keep: Callable[[list[tuple[BenchmarkItem, str]]], None]
+    ) -> None:
         by_key = {item.key: item for item in items}
 
         def on_event(event: dict[str, Any]) -> None:
             if event["event"] == "answers":
                 keep([(by_key[key], reply) for key, reply in event["answers"]])
 
-        self._run("answer", items, on_event)
+        self._run("answer", items, on_event, done=done)
 
     def _run(
         self, task: str, records: Sequence[Record], on_event: Callable[[dict[str, Any]], None], *, done: frozenset[str] = frozenset()

@@ -17,6 +17,7 @@ from trainer.config import EndpointConfig, RoleConfig
 from trainer.errors import ConfigError, ResponseFormatError, TeacherUnavailable
 from trainer.records import Completion
 from trainer.roles import CompletionStore
+from trainer.text import storable
 
 if TYPE_CHECKING:
     import openai
@@ -37,9 +38,13 @@ class Endpoint:
     Use as an async context manager, inside the event loop that makes the calls.
     """
 
-    def __init__(self, name: str, config: EndpointConfig, store: CompletionStore, *, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, name: str, config: EndpointConfig, store: CompletionStore, *, url: str = "", environ: Mapping[str, str] = os.environ
+    ) -> None:
+        """url: where the calls go, if that is not the config's base URL (the offline teacher is named there, not addressed)."""
         self.name = name
         self.config = config
+        self.url = url or config.base_url
         self.asked = 0
         self.from_store = 0
         self._store = store
@@ -57,7 +62,7 @@ class Endpoint:
 
         most = self.config.max_at_once
         self._client = openai.AsyncOpenAI(
-            base_url=self.config.base_url,
+            base_url=self.url,
             api_key=self._key,
             timeout=self.config.timeout_s,
             max_retries=self.config.retries,
@@ -86,6 +91,7 @@ class Endpoint:
         """
         request = {
             "endpoint": self.name,
+            "base_url": self.config.base_url,
             "model": self.config.model,
             "messages": [dict(message) for message in messages],
             "temperature": role.temperature,
@@ -128,7 +134,7 @@ class Endpoint:
             self._count_failure(error)
             raise
         except (openai.OpenAIError, json.JSONDecodeError) as error:
-            problem = _explain(self.name, self.config, error)
+            problem = _explain(self.name, self.url, self.config, error)
             if isinstance(problem, ResponseFormatError):
                 self._count_failure(problem)
             raise problem from error
@@ -147,7 +153,7 @@ class Endpoint:
         choices = getattr(reply, "choices", None)
         if not choices or not hasattr(choices[0], "message"):
             raise ConfigError(
-                f"Endpoint {self.name!r} at {self.config.base_url} answered something that is not a chat completion. "
+                f"Endpoint {self.name!r} at {self.url} answered something that is not a chat completion. "
                 "Check the base URL: for most servers it ends in /v1."
             )
         usage = reply.usage
@@ -156,8 +162,8 @@ class Endpoint:
             endpoint=self.name,
             model=self.config.model,
             request=request,
-            text=(choices[0].message.content or "").replace("\x00", ""),
-            finish_reason=choices[0].finish_reason or "stop",
+            text=storable(choices[0].message.content or ""),
+            finish_reason=storable(str(choices[0].finish_reason or "stop"))[:30],
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             latency_s=latency_s,
@@ -184,11 +190,11 @@ def _api_key(name: str, config: EndpointConfig, environ: Mapping[str, str]) -> s
     return key
 
 
-def _explain(name: str, config: EndpointConfig, error: Exception) -> Exception:
+def _explain(name: str, url: str, config: EndpointConfig, error: Exception) -> Exception:
     """What went wrong with a call, sorted by who can act; an error that is none of the API's is given back as it is."""
     import openai
 
-    where = f"Endpoint {name!r} ({config.base_url})"
+    where = f"Endpoint {name!r} ({url})"
     if isinstance(error, openai.APITimeoutError):
         return TeacherUnavailable(f"{where} did not answer within {config.timeout_s:g} s. Resume when it does, or raise its timeout.")
     if isinstance(error, openai.APIConnectionError):
@@ -204,6 +210,10 @@ def _explain(name: str, config: EndpointConfig, error: Exception) -> Exception:
         return ConfigError(f"{where} does not know the model {config.model!r} or the path: {_said(error)} Check both, then resume.")
     if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
         return ConfigError(f"{where} redirects elsewhere (HTTP {error.status_code}). Set the base URL to the final address.")
+    if isinstance(error, openai.APIStatusError) and (error.status_code >= 500 or error.status_code in (408, 409)):
+        return TeacherUnavailable(
+            f"{where} kept answering HTTP {error.status_code}: {_said(error)} Nothing is lost: resume when the endpoint is well again."
+        )
     if isinstance(error, openai.APIStatusError):
         return ResponseFormatError(f"{where} answered HTTP {error.status_code}: {_said(error)}")
     if isinstance(error, openai.APIResponseValidationError | json.JSONDecodeError):
@@ -214,4 +224,4 @@ def _explain(name: str, config: EndpointConfig, error: Exception) -> Exception:
 def _said(error: openai.APIStatusError) -> str:
     """What the server gave as its reason. The client knows one form only; of any other the body is shown, or its beginning."""
     knows_more = " - " in error.message
-    return error.message if knows_more or not error.body else f"{error.message} - {str(error.body)[:300]}"
+    return storable(error.message if knows_more or not error.body else f"{error.message} - {str(error.body)[:300]}")

@@ -7,6 +7,7 @@ help text says otherwise.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
@@ -166,6 +167,39 @@ class RoleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig(RoleConfig):
+    """The teacher's sampling."""
+
+    temperature: float = setting(0.7, label="Temperature", low=0, high=2, paper="0.7")
+    max_tokens: int = setting(1024, label="Longest response", unit="tokens", low=1, high=32_768, paper="1024")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefereeConfig(RoleConfig):
+    """The referee's sampling."""
+
+    temperature: float = setting(0.2, label="Temperature", low=0, high=2, paper="0.2")
+    max_tokens: int = setting(512, label="Longest judgement", unit="tokens", low=1, high=32_768, paper="512")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(RoleConfig):
+    """The generator's sampling."""
+
+    temperature: float = setting(1.0, label="Temperature", low=0, high=2, paper="1.0")
+    max_tokens: int = setting(1024, label="Longest instruction", unit="tokens", low=1, high=32_768)
+    tokens_per_word: float = setting(
+        4.0,
+        label="Tokens for each word of the parent",
+        unit="tokens",
+        low=0,
+        high=1000,
+        paper="4",
+        help="A new instruction may be this much longer than its parent; what is cut off is rejected. 0: no such limit.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """Which open model is tuned, and how its weights are held."""
 
@@ -231,18 +265,6 @@ class EvaluationConfig:
     )
 
 
-def _teacher() -> RoleConfig:
-    return RoleConfig(temperature=0.7, max_tokens=1024)
-
-
-def _referee() -> RoleConfig:
-    return RoleConfig(temperature=0.2, max_tokens=512)
-
-
-def _generator() -> RoleConfig:
-    return RoleConfig(temperature=1.0, max_tokens=1024)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides what a run does. Two runs of one config give the same pools and verdicts."""
@@ -252,9 +274,9 @@ class RunConfig:
     seed_pool: str = setting("demo", label="Seed pool", help="'demo', or a JSON or JSONL file in the Alpaca or Self-Instruct format.")
     loop: LoopConfig = field(default_factory=LoopConfig)
     endpoints: Mapping[str, EndpointConfig] = field(default_factory=lambda: {"teacher": EndpointConfig()})
-    teacher: RoleConfig = field(default_factory=_teacher)
-    referee: RoleConfig = field(default_factory=_referee)
-    generator: RoleConfig = field(default_factory=_generator)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    referee: RefereeConfig = field(default_factory=RefereeConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     respond: RespondConfig = field(default_factory=RespondConfig)
@@ -311,7 +333,7 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
                 for endpoint, settings in _table(value, name, wrong).items()
             }
         elif name in known:
-            values[name] = _build(known[name], _table(value, name, wrong), name, wrong, base=_ROLE_DEFAULTS.get(name))
+            values[name] = _build(known[name], _table(value, name, wrong), name, wrong)
         else:
             values[name] = value
     config: RunConfig = _build(RunConfig, values, "", wrong)
@@ -323,9 +345,6 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-_ROLE_DEFAULTS = {"teacher": _teacher(), "referee": _referee(), "generator": _generator()}
-
-
 def _table(value: Any, name: str, wrong: dict[str, str]) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
@@ -333,14 +352,14 @@ def _table(value: Any, name: str, wrong: dict[str, str]) -> Mapping[str, Any]:
     return {}
 
 
-def _build(config_class: type, values: Any, prefix: str, wrong: dict[str, str], *, base: Any = None) -> Any:
+def _build(config_class: type, values: Any, prefix: str, wrong: dict[str, str]) -> Any:
     """An instance of config_class with each value checked; complaints go to `wrong` under their dotted names."""
     hints = get_type_hints(config_class)
     by_name = {f.name: f for f in fields(config_class)}
     if not isinstance(values, Mapping):
         wrong[prefix] = "Must be a table of settings."
         values = {}
-    kept: dict[str, Any] = asdict(base) if base is not None else {}
+    kept: dict[str, Any] = {}
     for name, value in values.items():
         dotted = f"{prefix}.{name}" if prefix else name
         if name not in by_name:
@@ -378,11 +397,11 @@ def _typed(kind: Any, value: Any) -> Any:
             raise ValueError(f"{value!r} is not true or false.")
         return value
     if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
             raise ValueError(f"{value!r} is not a whole number.")
         return int(value)
     if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{value!r} is not a number.")
         return float(value)
     if kind is str:

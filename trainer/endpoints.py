@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from trainer.completions import Endpoint
-from trainer.config import RunConfig
+from trainer.config import OFFLINE_URL, RunConfig
 from trainer.generator import EndpointGenerator
 from trainer.referee import EndpointReferee
 from trainer.roles import CompletionStore
@@ -26,12 +26,26 @@ class EndpointRoles:
 
 
 @asynccontextmanager
-async def open_roles(config: RunConfig, store: CompletionStore, *, environ: Mapping[str, str] = os.environ) -> AsyncIterator[EndpointRoles]:
-    """Open every endpoint a role uses, and close them at the end. Raises ConfigError where a key is missing."""
+async def open_roles(
+    config: RunConfig, store: CompletionStore, *, offline_url: str = "", environ: Mapping[str, str] = os.environ
+) -> AsyncIterator[EndpointRoles]:
+    """Open every endpoint a role uses, and close them at the end. Raises ConfigError where a key is missing.
+
+    offline_url: where the offline teacher is at this time; a config only says that it wants it.
+    """
     names = {role.endpoint for role in (config.teacher, config.referee, config.generator)}
     async with AsyncExitStack() as stack:
         endpoints = {
-            name: await stack.enter_async_context(Endpoint(name, config.endpoints[name], store, environ=environ)) for name in sorted(names)
+            name: await stack.enter_async_context(
+                Endpoint(
+                    name,
+                    config.endpoints[name],
+                    store,
+                    url=offline_url if config.endpoints[name].base_url == OFFLINE_URL else "",
+                    environ=environ,
+                )
+            )
+            for name in sorted(names)
         }
         yield EndpointRoles(
             teacher=EndpointTeacher(endpoints[config.teacher.endpoint], config.teacher),

@@ -10,10 +10,12 @@ Records are appended and flushed to the disk as they come. A line that was cut o
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,20 +48,36 @@ ENUMS: dict[str, type[Origin] | type[Label] | type[Order] | type[Fate]] = {"orig
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, none where there is no file. A cut-off last line is dropped from the file; any other is a ConfigError."""
+    """The records of a file, none where there is no file. A last line that is not whole yet is left out; any other is a ConfigError."""
     if not path.exists():
         return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        path.write_bytes(whole)
     records = []
-    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}, line {number}, is not JSON ({error.msg}). Restore the file, or remove that line.") from None
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}, is not JSON ({error}). Restore the file, or remove that line.") from None
     return records
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """Cut off what a crash left behind the last whole line, so that the next record begins a line of its own."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder for the block. Raises ConfigError where one is at work there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"Another process is at work in {folder}. Wait for it, end it, or give --out another folder.") from None
+        yield
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]], *, append: bool = False) -> None:
@@ -77,7 +95,10 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]], *, append: boo
 def write_json(path: Path, data: Any) -> None:
     """Write a small JSON file, whole or not at all."""
     target = path.with_name(path.name + ".new")
-    target.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with target.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     target.replace(path)
 
 
@@ -101,6 +122,10 @@ class FolderCompletions:
     def __len__(self) -> int:
         return len(self._known)
 
+    def close(self) -> None:
+        """Wait until everything is on the disk."""
+        self._writer.shutdown()
+
     def _append(self, completions: Sequence[Completion]) -> list[None]:
         write_jsonl(self._path, (c.as_dict() for c in completions), append=True)
         return [None] * len(completions)
@@ -114,6 +139,8 @@ class FolderBook:
         self.config = config
         folder.mkdir(parents=True, exist_ok=True)
         self._keep_config()
+        for path in folder.rglob("*.jsonl"):
+            drop_unfinished_line(path)
         self.completions = FolderCompletions(folder / "completions.jsonl")
         self._instructions = list(seeds)
         self._writer = ThreadPoolExecutor(1)
@@ -132,6 +159,11 @@ class FolderBook:
                 f"{self.folder} holds a run of another config. Give --out another folder, or go on with the config in {path}."
             )
         write_json(path, ours)
+
+    def close(self) -> None:
+        """Wait until everything is on the disk."""
+        self._writer.shutdown()
+        self.completions.close()
 
     def write_pool(self, iteration: int, name: str, pool: Iterable[Instruction]) -> None:
         """Leave a pool as a file, for whoever reads the folder."""
@@ -153,7 +185,8 @@ class FolderBook:
         return {r.instruction: r for r in self._records(Response, iteration, "student_responses")}
 
     def judgements(self, iteration: int) -> list[Judgement]:
-        return self._records(Judgement, iteration, "judgements")
+        """The last judgement of each instruction in each order: what was quarantined may have been judged again."""
+        return list({(j.instruction, j.order): j for j in self._records(Judgement, iteration, "judgements")}.values())
 
     def verdicts(self, iteration: int) -> dict[str, Verdict]:
         return {v.instruction: v for v in self._records(Verdict, iteration, "verdicts")}

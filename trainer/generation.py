@@ -16,12 +16,12 @@ from functools import cached_property
 
 from trainer.config import LoopConfig
 from trainer.pools import wanted
+from trainer.prompts import MARKER_WORDS
 from trainer.records import Candidate, Completion, Fate, Instruction, Label, Origin, Verdict
 from trainer.roles import Generator
 from trainer.seeds import derive_seed, stream
 from trainer.similarity import SimilarityIndex, tokenize
 
-MARKERS = ("given instruction", "created instruction", "#given", "#created")
 CODE_LEAST_WORDS = 4
 NO_PARENT = "There is no {origin} parent to start from."
 
@@ -170,7 +170,7 @@ def text_fate(text: str, *, config: LoopConfig) -> Fate:
     if not tokenize(text):
         return Fate.EMPTY
     lowered = text.casefold()
-    if any(marker in lowered for marker in MARKERS):
+    if any(marker in lowered for marker in MARKER_WORDS):
         return Fate.MARKER_WORDS
     if config.candidate_rules == "code":
         if len(text.split()) < CODE_LEAST_WORDS:

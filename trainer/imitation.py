@@ -300,7 +300,7 @@ def training_arguments(config: RunConfig, work: Path, *, steps: int, iteration: 
         gradient_accumulation_steps=settings.batch_size // settings.device_batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else settings.schedule,
-        warmup_steps=math.ceil(steps * settings.warmup),
+        warmup_steps=warmup_steps(steps, share=settings.warmup),
         weight_decay=settings.weight_decay,
         adam_beta1=0.9,
         adam_beta2=0.999,
@@ -325,6 +325,11 @@ def training_arguments(config: RunConfig, work: Path, *, steps: int, iteration: 
     # One process drives one device; the library would otherwise spread a batch over every visible GPU.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def warmup_steps(steps: int, *, share: float) -> int:
+    """Steps of warm-up: the share, rounded up; none where it is less than a step, for the first step of a warm-up learns nothing."""
+    return math.ceil(steps * share) if steps * share >= 1 else 0
 
 
 class Tuning(Trainer):

@@ -11,10 +11,11 @@ Departures from the paper, each a setting or named here:
 2. Replies that cannot be read are asked for again, then quarantined: they are never averaged in, never silently easy.
 3. Hard and easy instructions of one iteration are compared with each other too (the authors' code runs them apart).
 4. Attempts at new instructions are capped; the paper asks until it has enough.
+5. No logit_bias against the end-of-text token, which only some servers know.
 
 A stage is made of steps, and each step belongs to one queue: `teacher` calls endpoints, `gpu` needs the student. A step is a
-function of the book (what is done, where results go) and the roles; the command line runs the steps in a row, the web one job
-at a time.
+function of the book (what is done, where results go) and the roles; run again after a failure, it also tries again what is
+quarantined. The command line runs the steps in a row, the web one job at a time.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def run_step(planned: Planned, book: Book, desk: Desk, config: RunConfig) -> Non
 
 def answer_train_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """Imitation, first half: the teacher answers the train pool."""
-    answered = book.teacher_responses()
+    answered = {key for key, response in book.teacher_responses().items() if not response.failure}
     todo = [i for i in book.train_pool(iteration) if i.key not in answered]
 
     async def work() -> None:
@@ -125,7 +126,8 @@ def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int)
 
 def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """Discrimination, second half: the referee scores both responses in both orders, and d >= tau is hard."""
-    teacher, student, judged = book.teacher_responses(), book.student_responses(iteration), book.verdicts(iteration)
+    teacher, student = book.teacher_responses(), book.student_responses(iteration)
+    judged = {key for key, verdict in book.verdicts(iteration).items() if verdict.label is not Label.QUARANTINED}
     cases = [Case(i, teacher.get(i.key), student.get(i.key)) for i in book.cache_pool(iteration) if i.key not in judged]
 
     async def work() -> None:
@@ -188,17 +190,16 @@ def evaluate(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
         items, done = get_benchmark(name).items(), book.answered_items(iteration, name)
         if any(item.key not in done for item in items):
             student = desk.student(iteration=iteration, start=_checkpoint(book, iteration))
-            student.answer(items, keep=partial(_keep_answers, book, iteration, name, done))
+            student.answer(items, done=done, keep=partial(_keep_answers, book, iteration, name))
         book.keep_scores(iteration, name)
 
 
-def _keep_answers(book: Book, iteration: int, name: str, done: frozenset[str], replies: list[tuple[BenchmarkItem, str]]) -> None:
-    """Mark the replies that are not kept yet, and keep them."""
+def _keep_answers(book: Book, iteration: int, name: str, replies: list[tuple[BenchmarkItem, str]]) -> None:
+    """Mark the replies, and keep them."""
     correct = get_benchmark(name).correct
     answers = [
         BenchmarkAnswer(item=item.key, task=item.task, prompt=item.prompt, gold=item.gold, reply=reply, correct=correct(item, reply))
         for item, reply in replies
-        if item.key not in done
     ]
     book.keep_answers(iteration, name, answers)
 

@@ -11,7 +11,10 @@ from trainer.records import Instruction, Judgement, Order, Response
 
 
 class EndpointReferee:
-    """Asks again, with another sample number, when the scores cannot be read; then gives a Judgement with the failure."""
+    """Asks again, with another sample number, when the scores cannot be read (not when the reply was cut off: it would be again).
+
+    Then gives a Judgement with the failure.
+    """
 
     def __init__(self, endpoint: Endpoint, config: RoleConfig) -> None:
         self._endpoint = endpoint
@@ -27,7 +30,7 @@ class EndpointReferee:
                 evidence, key = completion.text, completion.key
                 if completion.finish_reason == "length":
                     failure = f"The reply was cut off at {completion.completion_tokens} tokens."
-                    continue
+                    break
                 scores = parse_scores(completion.text)
             except ResponseFormatError as error:
                 failure = str(error)

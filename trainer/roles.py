@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from trainer.records import BenchmarkAnswer, BenchmarkItem, Candidate, Completion, Example, Instruction, Judgement, Metric, Order, Response
-
-T = TypeVar("T")
-
-Keep = Callable[[T], Awaitable[None]]
-"""Makes a record durable; the stage counts an item as done only when this returns."""
+from trainer.records import BenchmarkItem, Completion, Example, Instruction, Judgement, Metric, Order, Response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +52,10 @@ class Student(Protocol):
         """Answer each instruction not in `done`, whole batches at a time, so that a resume gives the same texts."""
         ...
 
-    def answer(self, items: Sequence[BenchmarkItem], *, keep: Callable[[list[tuple[BenchmarkItem, str]]], None]) -> None:
-        """Answer benchmark items greedily."""
+    def answer(
+        self, items: Sequence[BenchmarkItem], *, done: frozenset[str], keep: Callable[[list[tuple[BenchmarkItem, str]]], None]
+    ) -> None:
+        """Answer each benchmark item not in `done` greedily."""
         ...
 
 
@@ -70,6 +67,3 @@ class CompletionStore(Protocol):
     async def add(self, completion: Completion) -> None:
         """Durable when it returns. Adding a key that is there already changes nothing."""
         ...
-
-
-__all__ = ["BenchmarkAnswer", "Candidate", "CheckpointInfo", "CompletionStore", "Generator", "Keep", "Referee", "Student", "Teacher"]

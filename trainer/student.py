@@ -26,6 +26,7 @@ from trainer.errors import Cancelled, ConfigError, OutOfMemory
 from trainer.records import BenchmarkItem, Example, Instruction, Metric, Response
 from trainer.roles import CheckpointInfo
 from trainer.seeds import derive_seed
+from trainer.text import storable
 
 if TYPE_CHECKING:
     import torch
@@ -87,15 +88,17 @@ class LocalStudent:
         seeds = {item.key: derive_seed(self.config.seed, "respond", self.iteration, item.key) for item in instructions}
         self._answer_all(instructions, done=done, temperature=self.config.respond.temperature, seeds=seeds, keep=keep)
 
-    def answer(self, items: Sequence[BenchmarkItem], *, keep: Callable[[list[tuple[BenchmarkItem, str]]], None]) -> None:
-        """Answer benchmark items greedily, in the same fixed batches; a prompt that does not fit gets an empty reply."""
+    def answer(
+        self, items: Sequence[BenchmarkItem], *, done: frozenset[str], keep: Callable[[list[tuple[BenchmarkItem, str]]], None]
+    ) -> None:
+        """Answer the items not in `done` greedily, in the same fixed batches; a prompt that does not fit gets an empty reply."""
         by_key = {item.key: item for item in items}
         instructions = [Instruction(key=item.key, text=item.prompt) for item in items]
 
         def keep_replies(responses: list[Response]) -> None:
             keep([(by_key[response.instruction], response.text) for response in responses])
 
-        self._answer_all(instructions, done=frozenset(), temperature=0.0, seeds={}, keep=keep_replies)
+        self._answer_all(instructions, done=done, temperature=0.0, seeds={}, keep=keep_replies)
 
     def _answer_all(
         self,
@@ -415,7 +418,7 @@ class Speaker:
 
     def _read(self, ids: list[int]) -> tuple[str, int]:
         end = next((at for at, token in enumerate(ids) if token in self.stop_ids), len(ids))
-        return self.tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end
+        return storable(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip(), end
 
 
 def gumbel_noise(seeds: Sequence[int], temperature: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

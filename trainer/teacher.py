@@ -10,7 +10,7 @@ from trainer.records import Instruction, Response
 
 
 class EndpointTeacher:
-    """Asks again, with another sample number, when a reply is empty or cut off; then gives a Response with the failure."""
+    """Asks again, with another sample number, when a reply is empty; a cut-off one would be cut off again. Then gives a failed Response."""
 
     def __init__(self, endpoint: Endpoint, config: RoleConfig) -> None:
         self._endpoint = endpoint
@@ -25,11 +25,11 @@ class EndpointTeacher:
             except ResponseFormatError as error:
                 failure = str(error)
                 continue
-            text = completion.text.strip()
             if completion.finish_reason == "length":
                 failure = f"The reply was cut off at {completion.completion_tokens} tokens."
-            elif not text:
-                failure = "The reply was empty."
-            else:
+                break
+            text = completion.text.strip()
+            if text:
                 return Response(instruction=instruction.key, text=text, tokens=completion.completion_tokens, completion=completion.key)
+            failure = "The reply was empty."
         return Response(instruction=instruction.key, text="", failure=failure)

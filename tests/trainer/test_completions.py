@@ -8,16 +8,19 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer.completions import FAILURES_IN_A_ROW, Endpoint, completion_key
-from trainer.config import EndpointConfig, RoleConfig
+from trainer.config import EndpointConfig, GeneratorConfig, RoleConfig
 from trainer.errors import ConfigError, ResponseFormatError, TeacherUnavailable
+from trainer.folder import FolderCompletions
 from trainer.generator import EndpointGenerator
 from trainer.records import Completion, Instruction, Order, Response
 from trainer.referee import EndpointReferee
+from trainer.roles import CompletionStore
 from trainer.teacher import EndpointTeacher
 
 Reply = tuple[int, dict[str, str], str]
@@ -118,7 +121,7 @@ def config_of(server: FakeServer, **values: Any) -> EndpointConfig:
 
 
 def with_endpoint(
-    config: EndpointConfig, store: MemoryStore, work: Callable[[Endpoint], Any], environ: dict[str, str] | None = None
+    config: EndpointConfig, store: CompletionStore, work: Callable[[Endpoint], Any], environ: dict[str, str] | None = None
 ) -> Any:
     async def run() -> Any:
         async with Endpoint("fake", config, store, environ=environ or {}) as endpoint:
@@ -212,9 +215,41 @@ def test_a_passing_fault_is_tried_again(server: FakeServer, store: MemoryStore, 
 
 def test_nothing_is_kept_of_a_failure(server: FakeServer, store: MemoryStore) -> None:
     server.answer = lambda number, request: refused(500, "boom")
-    with pytest.raises(ResponseFormatError, match="HTTP 500"):
+    with pytest.raises(TeacherUnavailable, match=r"HTTP 500.*boom.*resume"):
         ask(server, store)
     assert store.kept == {}
+
+
+def test_an_outage_quarantines_nothing(server: FakeServer, store: MemoryStore) -> None:
+    server.answer = lambda number, request: refused(503, "busy") if number % 4 else said("fine")
+    with pytest.raises(TeacherUnavailable, match="HTTP 503"):
+        respond(server, store)
+
+
+def test_half_a_character_and_nul_do_not_keep_an_answer_from_being_kept(server: FakeServer, store: MemoryStore, tmp_path: Path) -> None:
+    server.answer = lambda number, request: said("half \ud83d and \x00 nothing")
+    assert ask(server, store).text == "half ? and  nothing"
+    folder = FolderCompletions(tmp_path / "completions.jsonl")
+    with_endpoint(config_of(server), folder, lambda e: e.complete(MESSAGES, ROLE))
+    assert len(FolderCompletions(tmp_path / "completions.jsonl")) == 1
+
+
+def test_another_server_behind_the_same_name_is_asked_anew(server: FakeServer, store: MemoryStore) -> None:
+    ask(server, store)
+    elsewhere = server.url.replace("127.0.0.1", "localhost")
+    ask(server, store, base_url=elsewhere)
+    assert len(store.kept) == len(server.calls) == 2
+
+
+def test_the_offline_teacher_may_move_without_being_asked_anew(server: FakeServer, store: MemoryStore) -> None:
+    config = config_of(server, base_url="offline")
+
+    async def once() -> str:
+        async with Endpoint("fake", config, store, url=server.url, environ={}) as endpoint:
+            return (await endpoint.complete(MESSAGES, ROLE)).key
+
+    assert asyncio.run(once()) == asyncio.run(once())
+    assert len(server.calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -261,7 +296,7 @@ def test_a_missing_key_names_the_variable_and_a_set_one_is_sent(server: FakeServ
 
 
 def test_an_endpoint_that_fails_every_call_stops_the_stage_instead_of_burning_the_pool(server: FakeServer, store: MemoryStore) -> None:
-    server.answer = lambda number, request: refused(500, "broken")
+    server.answer = lambda number, request: refused(400, "no such parameter")
 
     async def work(endpoint: Endpoint) -> None:
         teacher = EndpointTeacher(endpoint, replace(ROLE, asks=1))
@@ -284,11 +319,11 @@ def respond(server: FakeServer, store: MemoryStore) -> Response:
     return response
 
 
-def test_a_teacher_that_is_cut_off_is_asked_again_and_then_given_up(server: FakeServer, store: MemoryStore) -> None:
+def test_a_teacher_that_is_cut_off_is_given_up_at_once_for_it_would_be_cut_off_again(server: FakeServer, store: MemoryStore) -> None:
     server.answer = lambda number, request: said("and then", finish_reason="length")
     response = respond(server, store)
     assert (response.text, response.failure) == ("", "The reply was cut off at 2 tokens.")
-    assert len(server.calls) == ROLE.asks
+    assert len(server.calls) == 1
 
 
 def test_an_empty_reply_is_asked_for_again(server: FakeServer, store: MemoryStore) -> None:
@@ -325,4 +360,16 @@ def test_an_unreadable_referee_is_asked_again_and_then_told_with_its_words_and_n
 
 def test_a_generator_whose_call_fails_gives_no_candidate(server: FakeServer, store: MemoryStore) -> None:
     server.answer = lambda number, request: refused(400, "content filter")
-    assert with_endpoint(config_of(server), store, lambda e: EndpointGenerator(e, ROLE).create(INSTRUCTION, easy=False, sample=1)) is None
+    generator = GeneratorConfig(endpoint="fake")
+    assert (
+        with_endpoint(config_of(server), store, lambda e: EndpointGenerator(e, generator).create(INSTRUCTION, easy=False, sample=1)) is None
+    )
+
+
+@pytest.mark.parametrize(("per_word", "longest"), [(4.0, 16), (0.0, 1024), (1000.0, 1024)])
+def test_a_new_instruction_may_be_so_many_tokens_for_each_word_of_its_parent(
+    server: FakeServer, store: MemoryStore, per_word: float, longest: int
+) -> None:
+    generator = GeneratorConfig(endpoint="fake", tokens_per_word=per_word)
+    with_endpoint(config_of(server), store, lambda e: EndpointGenerator(e, generator).create(INSTRUCTION, easy=False, sample=1))
+    assert server.calls[0]["max_tokens"] == longest

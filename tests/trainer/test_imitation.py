@@ -43,6 +43,7 @@ def make_config(*, student: dict[str, Any] | None = None, **settings: Any) -> Ru
         "batch_size": 8,
         "device_batch_size": 8,
         "learning_rate": 5e-3,
+        "warmup": 1 / STEPS,
         "save_steps": 4,
         "log_steps": 3,
     }
@@ -195,6 +196,11 @@ def test_the_first_losses_are_the_known_ones(undisturbed: tuple[Path, list[Metri
     # The first, every third, each with a save, and the last. A change here is a change of the method, or of what it draws.
     assert steps == (1, 3, 4, 6, 8, 9, 12)
     assert losses[:4] == pytest.approx(GOLDEN_LOSSES, abs=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(1, 0), (33, 0), (34, 2), (100, 3), (1219, 37)])
+def test_a_warm_up_of_less_than_a_step_is_none(steps: int, warm: int) -> None:
+    assert imitation.warmup_steps(steps, share=0.03) == warm
 
 
 def test_metrics_tell_steps_rates_and_speed(undisturbed: tuple[Path, list[Metric]]) -> None:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Coroutine
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pytest
 from tests.fakes import FakeDesk, FakeReferee, FakeTeacher
 from trainer.config import EvaluationConfig, LoopConfig, RunConfig
 from trainer.errors import ConfigError
-from trainer.folder import FolderBook, read_jsonl
-from trainer.loop import distil
+from trainer.folder import FolderBook, drop_unfinished_line, locked, read_jsonl
+from trainer.loop import distil, run_step
 from trainer.plan import Planned, Stage, Step, plan
 from trainer.records import Instruction, Label
 from trainer.summary import summarise
@@ -102,14 +103,14 @@ def test_a_run_that_was_cut_off_goes_on_without_asking_twice(tmp_path: Path, ask
     distil(book_in(undisturbed), FakeDesk(undisturbed), CONFIG)
     crashing = CrashingDesk(disturbed)
     crashing.crash_after(asks)
-    with pytest.raises(Interrupted):
-        distil(book_in(disturbed), crashing, CONFIG)
+    with pytest.raises(Interrupted), closing(book_in(disturbed)) as book:
+        distil(book, crashing, CONFIG)
+    kept_before = {r["instruction"] for path in disturbed.glob("iteration-*/teacher_responses.jsonl") for r in read_jsonl(path)}
     fresh = FakeDesk(disturbed)
     distil(book_in(disturbed), fresh, CONFIG)
     assert everything(disturbed) == everything(undisturbed)
-    # What was kept before the crash is not asked for again; at most the calls under way were lost.
-    kept_before = {r["instruction"] for path in disturbed.glob("iteration-*/teacher_responses.jsonl") for r in read_jsonl(path)}
-    assert len(fresh.teacher.asked) == len(set(fresh.teacher.asked)) <= len(kept_before)
+    assert kept_before.isdisjoint(fresh.teacher.asked)
+    assert len(kept_before) + len(fresh.teacher.asked) == 22
 
 
 def test_a_finished_run_started_again_does_nothing(tmp_path: Path) -> None:
@@ -147,6 +148,19 @@ def test_a_run_that_could_judge_nothing_ends_with_the_reason_and_what_to_do(tmp_
         distil(book_in(tmp_path), FakeDesk(tmp_path, referee=FakeReferee(unreadable=everyone)), CONFIG)
 
 
+def test_a_step_run_again_tries_again_what_was_quarantined_and_keeps_one_judgement_of_each_order(tmp_path: Path) -> None:
+    distil(book_in(tmp_path), FakeDesk(tmp_path, referee=FakeReferee(unreadable=frozenset({"seed-000001"}))), CONFIG)
+    book = book_in(tmp_path)
+    run_step(Planned(1, Stage.DISCRIMINATION, Step.JUDGEMENTS), book, FakeDesk(tmp_path), CONFIG)
+    assert book.verdicts(1)["seed-000001"].label is not Label.QUARANTINED
+    assert len(book.judgements(1)) == 2 * 10
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(ConfigError, match="Another process is at work"), locked(tmp_path):
+        pass
+
+
 def test_a_pool_without_one_answer_is_a_clear_error(tmp_path: Path) -> None:
     everyone = frozenset(i.key for i in seeds())
     with pytest.raises(ConfigError, match="nothing to imitate"):
@@ -163,6 +177,7 @@ def test_a_line_cut_off_by_a_crash_is_dropped_and_a_broken_one_is_named(tmp_path
     path = tmp_path / "records.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
     assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    drop_unfinished_line(path)
     assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
     path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
     with pytest.raises(ConfigError, match="line 2"):

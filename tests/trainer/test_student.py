@@ -165,7 +165,7 @@ def test_benchmark_items_are_answered_greedily_whatever_the_seed(tmp_path: Path)
     answers: list[list[tuple[BenchmarkItem, str]]] = [[], []]
     student = LocalStudent(make_config(), tmp_path)
     for kept in answers:
-        student.answer(items, keep=kept.extend)
+        student.answer(items, done=frozenset(), keep=kept.extend)
         student.iteration += 1
 
     assert answers[0] == answers[1]
