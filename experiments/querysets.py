@@ -30,15 +30,13 @@ from experiments.states import LIVE, MOVES, JobState, RunState
 from trainer.records import Fate, Label
 
 
-def move(job_id: int, to: str, *, held_by: str | None = None, **values: Any) -> bool:
-    """Move a job to a state, if MOVES allows it from where it is now and, where `held_by` is given, that worker still holds it.
+def move(job_id: int, to: str, *, only_if: Q | None = None, **values: Any) -> bool:
+    """Move a job to a state, if MOVES allows it from where it is now and `only_if` still holds.
 
     True where this call moved it. Two callers can never both get True.
     """
     sources = [source for source, targets in MOVES.items() if to in targets]
-    jobs = Job.objects.filter(pk=job_id, state__in=sources)
-    if held_by is not None:
-        jobs = jobs.filter(worker=held_by)
+    jobs = Job.objects.filter(only_if or Q(), pk=job_id, state__in=sources)
     return jobs.update(state=to, **values) == 1
 
 

@@ -8,7 +8,6 @@ import threading
 import traceback
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ from experiments.states import JobState
 from lionweb.logs import log_ids
 from trainer.benchmarks import get_benchmark
 from trainer.child_student import ChildStudent
-from trainer.config import OFFLINE_URL, RunConfig
+from trainer.config import RunConfig
 from trainer.endpoints import EndpointRoles, open_roles
-from trainer.errors import Cancelled, ChildDied, TrainerError
+from trainer.errors import Cancelled, ChildDied, ConfigError, TrainerError
 from trainer.loop import run_step
 from trainer.plan import Planned, Stage, Step
+from trainer.records import Label
 from trainer.roles import Student
 
 logger = logging.getLogger(__name__)
@@ -42,32 +42,33 @@ def run_job(job_id: int, *, worker: str) -> str:
     job = jobs.claim(job_id, worker=worker)
     if job is None:
         return ""
-    book = PostgresBook(job)
-    desk = JobDesk(book)
+    try:
+        book = PostgresBook(job)
+    except ConfigError as error:  # a config of another version
+        jobs.end(job, JobState.FAILED, reason=str(error))
+        return JobState.FAILED
     pulse = Pulse(job, book)
+    desk = JobDesk(book, pulse)
     with log_ids(run=book.run.pk, iteration=job.stage.iteration.number, job=job.pk), pulse, closing(book):
-        state, reason = _do(job, book, desk, pulse)
+        state, reason = _do(job, book, desk)
     if pulse.lost:
         logger.warning("job %s was given to another worker", job.pk)
         return ""
-    if state == JobState.STOPPED and shutting_down.is_set() and not pulse.stop_asked:
-        durably(lambda: jobs.release(job, reason="The worker was shut down; another job goes on.", items_done=book.items_done))
-        return JobState.STOPPED
-    note = " ".join(desk.notes)
-    durably(lambda: jobs.end(job, state, reason=reason, note=note, items_done=book.items_done))
+    durably(lambda: jobs.end(job, state, reason=reason, note=" ".join(desk.notes), items_done=book.items_done))
     return state
 
 
-def _do(job: Job, book: PostgresBook, desk: JobDesk, pulse: Pulse) -> tuple[str, str]:
+def _do(job: Job, book: PostgresBook, desk: JobDesk) -> tuple[str, str]:
     """Run the step; its final state and the reason in words. The outer edge: every error ends here, in a row a person can read."""
     planned = Planned(job.stage.iteration.number, Stage(job.stage.name), Step(job.step))
-    desk.pulse = pulse
     try:
         before, total = _items(planned, book, book.config)
         book.items_done = before
         durably(lambda: jobs.begin_items(job, before=before, total=total))
         run_step(planned, book, desk, book.config)
     except (Cancelled, asyncio.CancelledError) as stopped:
+        if shutting_down.is_set():
+            return JobState.STOPPED, "The worker was shut down; another job goes on."
         return JobState.STOPPED, str(stopped) or "Stopped; what was done is kept."
     except ChildDied as died:
         return JobState.CRASHED, str(died)
@@ -86,8 +87,12 @@ def _items(planned: Planned, book: PostgresBook, config: RunConfig) -> tuple[int
     done = items_done(planned.step, book.job.stage.iteration)
     match planned.step:
         case Step.TEACHER_RESPONSES:
-            return done, len(book.train_pool(planned.iteration))
-        case Step.STUDENT_RESPONSES | Step.JUDGEMENTS:
+            pool, answered = book.train_pool(planned.iteration), book.teacher_responses()
+            return sum(i.key in answered and not answered[i.key].failure for i in pool), len(pool)
+        case Step.JUDGEMENTS:
+            verdicts = book.verdicts(planned.iteration).values()
+            return sum(verdict.label is not Label.QUARANTINED for verdict in verdicts), len(book.cache_pool(planned.iteration))
+        case Step.STUDENT_RESPONSES:
             return done, len(book.cache_pool(planned.iteration))
         case Step.CANDIDATES:
             return done, config.loop.new_per_iteration
@@ -97,24 +102,16 @@ def _items(planned: Planned, book: PostgresBook, config: RunConfig) -> tuple[int
             return 0, 0
 
 
-def with_offline_teacher(config: RunConfig) -> RunConfig:
-    """The config with the address of this machine's offline teacher, where it asks for that one."""
-    here = f"http://127.0.0.1:{settings.LIONWEB_OFFLINE_PORT}/v1"
-    endpoints = {name: replace(e, base_url=here) if e.base_url == OFFLINE_URL else e for name, e in config.endpoints.items()}
-    return replace(config, endpoints=endpoints)
-
-
 class JobDesk:
     """What a step of a job works with: real endpoints, and a student in a child process."""
 
-    pulse: Pulse
-
-    def __init__(self, book: PostgresBook) -> None:
+    def __init__(self, book: PostgresBook, pulse: Pulse) -> None:
         self._book = book
+        self._pulse = pulse
         self.notes: list[str] = []
 
     def roles(self) -> AbstractAsyncContextManager[EndpointRoles]:
-        return open_roles(with_offline_teacher(self._book.config), self._book.completions)
+        return open_roles(self._book.config, self._book.completions, offline_url=f"http://127.0.0.1:{settings.LIONWEB_OFFLINE_PORT}/v1")
 
     def student(self, *, iteration: int, start: Path | None) -> Student:
         return ChildStudent(
@@ -122,7 +119,7 @@ class JobDesk:
             iteration=iteration,
             start=start,
             folder=self._book.checkpoint_folder(iteration),
-            should_stop=lambda: self.pulse.cancelled,
+            should_stop=lambda: self._pulse.cancelled,
         )
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -134,7 +131,7 @@ class JobDesk:
     async def _cancellable(self, work: Coroutine[Any, Any, None]) -> None:
         """Cancelled once: the work then keeps the answers that are on their way before it ends."""
         task = asyncio.ensure_future(work)
-        while not task.done() and not self.pulse.cancelled:
+        while not task.done() and not self._pulse.cancelled:
             await asyncio.wait({task}, timeout=0.25)
         if not task.done():
             task.cancel()

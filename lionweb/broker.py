@@ -3,9 +3,14 @@
 from functools import cache
 
 from django.conf import settings
+from kombu.exceptions import OperationalError
 from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
 
 PREFIX = "sqla+"
+
+BROKER_ERRORS = (OperationalError, OSError, SQLAlchemyError)
+"""What a broker that is away raises, whichever it is."""
 
 
 def create_tables() -> None:

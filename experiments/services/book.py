@@ -11,7 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Max
+from django.db.models import Max, QuerySet
 
 from experiments import models, querysets
 from experiments.models import Iteration, Job, Role, Run
@@ -107,13 +107,21 @@ class PostgresBook:
         self.items_done += accepted is not None
 
     def _write_teacher_responses(self, responses: Sequence[Response]) -> list[None]:
-        durably(lambda: self._insert(self._response_rows(self.job.stage.iteration, Role.TEACHER, responses)))
+        ids = [self._ids[response.instruction] for response in responses]
+        earlier = models.Response.objects.filter(instruction__in=ids, role=Role.TEACHER).exclude(failure="")
+        rows = self._response_rows(self.job.stage.iteration, Role.TEACHER, responses)
+        durably(lambda: self._insert(rows, instead_of=[earlier]))
         return [None] * len(responses)
 
     def _write_verdicts(self, kept: Sequence[KeptVerdict]) -> list[None]:
         verdicts = [self._verdict_row(number, verdict) for number, verdict, _ in kept]
         judgements = [self._judgement_row(number, judgement) for number, _, both in kept for judgement in both]
-        durably(lambda: self._insert(judgements, verdicts))
+        made_in, ids = self.job.stage.iteration, [row.instruction_id for row in verdicts]
+        quarantined = models.Verdict.objects.filter(iteration=made_in, instruction__in=ids, label=Label.QUARANTINED)
+        unweighed = models.Judgement.objects.filter(
+            iteration=made_in, instruction__in=models.Instruction.objects.filter(verdicts__in=quarantined)
+        )
+        durably(lambda: self._insert(judgements, verdicts, instead_of=[unweighed, quarantined]))
         return [None] * len(kept)
 
     def _write_candidates(self, kept: Sequence[KeptCandidate]) -> list[None]:
@@ -171,9 +179,14 @@ class PostgresBook:
     # Rows
 
     @staticmethod
-    def _insert(*tables: Sequence[Any]) -> None:
-        """Add rows of one or more tables in one transaction; rows that are there already stay as they are."""
+    def _insert(*tables: Sequence[Any], instead_of: Sequence[QuerySet[Any]] = ()) -> None:
+        """Add rows of one or more tables in one transaction; rows that are there already stay as they are.
+
+        instead_of: failures of an earlier try, which give way to what is added.
+        """
         with transaction.atomic():
+            for earlier in instead_of:
+                earlier.delete()
             for rows in tables:
                 if rows:
                     type(rows[0]).objects.bulk_create(rows, ignore_conflicts=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from celery import current_app
 from django.conf import settings
@@ -16,14 +17,14 @@ from django.db.models import Q, QuerySet
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 from django.utils import timezone
-from kombu.exceptions import OperationalError as BrokerError
 
 from experiments.models import Iteration, Job, Run, Stage
 from experiments.querysets import latest_jobs, move
 from experiments.states import LIVE, MOST_CRASHES, JobState, Queue
-from lionweb.broker import delete_delivered_messages
+from lionweb.broker import BROKER_ERRORS, delete_delivered_messages
 from trainer.plan import GPU_STEPS, Planned, Step, plan
 from trainer.plan import Stage as StageName
+from trainer.text import storable
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def announce(job: Job) -> None:
     """Tell a worker of the job's queue to look at it. A broker that is down is no failure: the sweep announces again."""
     try:
         current_app.send_task("experiments.tasks.run_job", args=[job.pk], queue=job.queue)
-    except (BrokerError, OSError) as error:
+    except BROKER_ERRORS as error:
         logger.warning("job %s could not be announced: %s", job.pk, error)
         return
     Job.objects.filter(pk=job.pk).update(sent_at=timezone.now())
@@ -118,27 +119,28 @@ def begin_items(job: Job, *, before: int, total: int) -> None:
 
 
 def end(job: Job, state: str, *, reason: str = "", note: str = "", items_done: int | None = None) -> bool:
-    """End a job this worker holds, and queue what comes next. False where it was no longer ours."""
-    values = {"reason": reason, "note": note, "ended_at": Now()}
+    """End a job this worker holds, and queue what comes next. False where it was no longer ours.
+
+    A job that stopped although nobody asks its run to stop (its worker shuts down, or the run was resumed meanwhile) is followed
+    by a new one at once.
+    """
+    return _end(job, state, only_if=Q(worker=job.worker), reason=reason, note=note, items_done=items_done)
+
+
+def _end(job: Job, state: str, *, only_if: Q, reason: str = "", note: str = "", items_done: int | None = None) -> bool:
+    values: dict[str, Any] = {"reason": storable(reason), "note": storable(note), "ended_at": Now()}
     if items_done is not None:
         values["items_done"] = items_done
     with transaction.atomic():
-        if not move(job.pk, state, held_by=job.worker, **values):
+        run = Run.objects.select_for_update().get(pk=_run_id(job))
+        if not move(job.pk, state, only_if=only_if, **values):
             return False
         if state in (JobState.FINISHED, JobState.CRASHED):
-            advance(_run_id(job))
+            advance(run.pk)
+        elif state == JobState.STOPPED and run.stop_requested_at is None:
+            _queue(run, Planned(job.stage.iteration.number, StageName(job.stage.name), Step(job.step)))
     logger.info("job %s %s %s", job.pk, state, reason)
     return True
-
-
-def release(job: Job, *, reason: str, items_done: int) -> None:
-    """Give a job back unfinished because its worker shuts down: it ends as stopped, and a new one takes its place at once."""
-    with transaction.atomic():
-        if move(job.pk, JobState.STOPPED, held_by=job.worker, reason=reason, ended_at=Now(), items_done=items_done):
-            iteration = job.stage.iteration
-            run = Run.objects.select_for_update().get(pk=iteration.run_id)
-            if run.stop_requested_at is None:
-                _queue(run, Planned(iteration.number, StageName(job.stage.name), Step(job.step)))
 
 
 def stop_run(run: Run) -> None:
@@ -146,7 +148,13 @@ def stop_run(run: Run) -> None:
     with transaction.atomic():
         Run.objects.filter(pk=run.pk).update(stop_requested_at=Now())
         for job_id in _jobs(run).filter(state=JobState.QUEUED).values_list("pk", flat=True):
-            move(job_id, JobState.STOPPED, reason="The run was stopped before this job began.", ended_at=Now())
+            move(
+                job_id,
+                JobState.STOPPED,
+                only_if=Q(state=JobState.QUEUED),  # a worker may have claimed it since: that one stops at its next heartbeat
+                reason="The run was stopped before this job began.",
+                ended_at=Now(),
+            )
 
 
 def resume_run(run: Run) -> None:
@@ -159,8 +167,10 @@ def resume_run(run: Run) -> None:
 def sweep() -> dict[str, int]:
     """End jobs whose lease is over, so that they are tried again; announce queued ones again that nobody took; tidy the broker."""
     lost = 0
-    for job in Job.objects.filter(state=JobState.RUNNING, lease_expires_at__lt=Now()).select_related("stage__iteration"):
-        lost += end(job, JobState.CRASHED, reason=f"Worker {job.worker} was not heard of any more; the job was given to another.")
+    lease_is_over = Q(lease_expires_at__lt=Now())
+    for job in Job.objects.filter(lease_is_over, state=JobState.RUNNING).select_related("stage__iteration"):
+        reason = f"Worker {job.worker} was not heard of any more; the job was given to another."
+        lost += _end(job, JobState.CRASHED, only_if=lease_is_over, reason=reason)
     waiting = Job.objects.filter(state=JobState.QUEUED).filter(Q(sent_at__isnull=True) | Q(sent_at__lt=timezone.now() - RESEND_AFTER))
     unannounced = list(waiting)
     for job in unannounced:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from experiments.models import Instruction, Job, Run, Verdict
@@ -186,10 +187,48 @@ def test_a_stopped_run_goes_no_further_when_its_last_job_finishes(run: Run) -> N
 
 def test_a_worker_that_shuts_down_gives_its_job_back(run: Run) -> None:
     job = claimed(run)
-    jobs.release(job, reason="The worker was shut down.", items_done=5)
+    jobs.end(job, JobState.STOPPED, reason="The worker was shut down.", items_done=5)
     job.refresh_from_db()
     assert (job.state, job.items_done) == (JobState.STOPPED, 5)
     assert only_live_job(run).step == job.step
+
+
+def test_a_run_resumed_while_its_job_still_stops_goes_on(run: Run) -> None:
+    job = claimed(run)
+    jobs.stop_run(run)
+    jobs.resume_run(run)
+    jobs.end(job, JobState.STOPPED)
+    assert only_live_job(run).step == job.step
+
+
+def test_a_heartbeat_between_the_sweeps_look_and_its_grasp_saves_the_job(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = claimed(run)
+    expire(job)
+    grasp = jobs._end
+
+    def late_heartbeat(*args: Any, **values: Any) -> bool:
+        jobs.heartbeat(job, items_done=1)
+        return grasp(*args, **values)
+
+    monkeypatch.setattr(jobs, "_end", late_heartbeat)
+    assert jobs.sweep()["lost"] == 0
+    job.refresh_from_db()
+    assert job.state == JobState.RUNNING
+
+
+def test_a_job_claimed_while_its_run_is_stopped_is_left_to_its_worker(run: Run) -> None:
+    job = claimed(run)
+    assert not move(job.pk, JobState.STOPPED, only_if=Q(state=JobState.QUEUED))
+    jobs.stop_run(run)
+    job.refresh_from_db()
+    assert job.state == JobState.RUNNING
+
+
+def test_hostile_text_in_a_reason_is_kept_without_what_a_database_refuses(run: Run) -> None:
+    job = claimed(run)
+    assert jobs.end(job, JobState.FAILED, reason="bad \x00 and \ud83d words")
+    job.refresh_from_db()
+    assert job.reason == "bad  and ? words"
 
 
 def test_a_job_nobody_took_is_announced_again(run: Run) -> None:

@@ -150,7 +150,9 @@ def test_a_kill_in_the_middle_of_a_stage_changes_nothing(
         assert job.state == JobState.CRASHED
     assert compare.of_database(run) == undisturbed
     assert_adds_up(run)
-    assert Completion.objects.count() == len(set(Completion.objects.values_list("key", flat=True))) == teacher.stats()["distinct"]
+    assert Completion.objects.count() == teacher.stats()["distinct"]
+    # Only the calls that were on their way when the teacher worker died may have been asked twice: nobody has their answers.
+    assert teacher.stats()["repeated"] <= (config.endpoints["offline"].max_at_once if victim == "teacher" else 0)
 
 
 def test_a_stopped_run_goes_on_from_its_saved_step(

@@ -76,4 +76,5 @@ def test_a_run_outlives_postgres(lionweb: LionWeb, tmp_path: Path) -> None:
         wait_until(is_over, timeout_s=240, what="the end of the run")
         paid = ask(lionweb, "SELECT count(*) FROM experiments_completion")[0][0]
         assert paid == teacher.stats()["distinct"]
+        assert teacher.stats()["repeated"] == 0
     assert json.loads(in_shell(lionweb, DUMP)) == json.loads(json.dumps(undisturbed))

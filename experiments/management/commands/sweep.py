@@ -1,15 +1,16 @@
 import logging
 import signal
 import threading
+import time
 from argparse import ArgumentParser
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import InterfaceError, OperationalError, close_old_connections
-from kombu.exceptions import OperationalError as BrokerError
 
 from experiments.services import jobs
+from lionweb.broker import BROKER_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,21 @@ class Command(BaseCommand):
 
 
 def sweep_until(stop: threading.Event, *, every_s: float) -> None:
-    """A database or broker that is away for a while is no reason to end: the next sweep finds what this one could not."""
+    """A database or broker that is away for a while is no reason to end: the next sweep finds what this one could not.
+
+    After such a time, or when this machine slept, the leases of all workers are over though the workers are well: they get the
+    time for a heartbeat first.
+    """
+    last = time.time()  # the clock on the wall goes on while a machine sleeps
     while not stop.is_set():
+        well = time.time() - last < 3 * every_s + 1
+        if not well:
+            stop.wait(2 * settings.LIONWEB_HEARTBEAT_S)
+        last = time.time()
         close_old_connections()
         try:
             jobs.sweep()
-        except (OperationalError, InterfaceError, BrokerError) as error:
+        except (OperationalError, InterfaceError, *BROKER_ERRORS) as error:
             logger.warning("No sweep this time: %s", error)
+            last = 0.0
         stop.wait(every_s)
