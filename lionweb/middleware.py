@@ -8,6 +8,7 @@ from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.views.defaults import bad_request
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
@@ -27,7 +28,7 @@ class RefuseNul:
         query = request.META.get("QUERY_STRING", "")
         # Looked for in the query as it was sent: a % is itself sent as %25, so that %00 stands for nothing else.
         if NUL in request.path_info or NUL in query or "%00" in query or any(NUL in value for value in request.COOKIES.values()):
-            raise BadRequest("There is a NUL in the address or in a cookie.")
+            return bad_request(request, BadRequest())  # returned, not raised: a scanner at the door is worth no traceback in the log
         return self.get_response(request)
 
 

@@ -57,12 +57,13 @@ def test_a_fault_of_ours_tells_that_runs_go_on(client_of, monkeypatch):
         "/?%00",
     ],
 )
-def test_a_nul_in_the_address_is_a_bad_request_and_no_fault_of_ours(client_of, person, address):
+def test_a_nul_in_the_address_is_a_bad_request_and_no_fault_of_ours(client_of, person, caplog, address):
     run = make.make_finished_run(person("member"))
     response = client_of("member").get(address.format(run=run.pk))
     assert response.status_code == 400
     assert "This address cannot be read." in body(response)
     assert "Content-Security-Policy" in response.headers
+    assert "Traceback" not in caplog.text
 
 
 def test_a_percent_sign_before_two_noughts_is_no_nul(client_of, person):

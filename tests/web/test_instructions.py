@@ -58,7 +58,7 @@ def test_search_takes_phrases_and_exclusions(client_of, run, url):
     assert total(body(client.get(url, {"q": '"rivers large"'}))) == 0
     assert total(body(client.get(url, {"q": "rivers -africa"}))) == 0
     assert client.get(url, {"q": "'); DROP TABLE x; --"}).status_code == 200
-    assert client.get(url, {"q": "\0"}).status_code == 200
+    assert client.get(url, {"q": "\0"}).status_code == 400
 
 
 def test_sorting_by_discrepancy_puts_what_has_none_last(client_of, url):
