@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.bench.report import Bar, Figure, in_turn, say
 from tests.bench.students import demo_config, ragged_examples, ragged_instructions, tune
-from trainer.config import RunConfig
+from trainer.config import RespondConfig, RunConfig
 from trainer.records import Response
 from trainer.student import LocalStudent, encode_prompts
 
@@ -20,6 +20,8 @@ ONE_BY_ONE = 48
 """So many of them, evenly from all, are enough to know the speed of one after the other."""
 TEMPERATURE = 0.7
 MAX_NEW_TOKENS = 96
+BATCH_SIZE = RespondConfig().batch_size
+"""The default, since lengths are ragged: in one batch of 256 all would be padded to the longest, and slower than one by one."""
 
 
 def measure() -> Iterator[Figure]:
@@ -27,7 +29,7 @@ def measure() -> Iterator[Figure]:
     config = replace(
         config,
         imitation=replace(config.imitation, max_length=128, batch_size=32, device_batch_size=16),
-        respond=replace(config.respond, temperature=TEMPERATURE, max_new_tokens=MAX_NEW_TOKENS),
+        respond=replace(config.respond, temperature=TEMPERATURE, max_new_tokens=MAX_NEW_TOKENS, batch_size=BATCH_SIZE),
     )
     with tempfile.TemporaryDirectory() as folder:
         start = tune(config, ragged_examples(1000, seed=3), Path(folder))
