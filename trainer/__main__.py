@@ -159,7 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="another value for a setting, e.g. loop.parents=uniform"
     )
     options = parser.parse_args(arguments)
-    # Ctrl-C lets the calls under way be answered and kept; so does a SIGTERM.
+    # Ctrl-C lets the calls under way be answered and kept; so does a SIGTERM. A shell starts what is in the background with Ctrl-C
+    # ignored, so the handler is set here in any case.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         config = find_config(options.config, seed=options.seed, settings=options.set)

@@ -26,7 +26,9 @@ def test_a_stop_keeps_every_answer_that_was_on_its_way(tmp_path: Path, number: s
     completions = tmp_path / "run" / "completions.jsonl"
     command = [sys.executable, "-m", "trainer", "run", str(config), "--out", str(tmp_path / "run")]
     with OfflineTeacher(Knobs(latency_ms=200), port=port) as teacher:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        # As a shell starts what is in the background: with Ctrl-C ignored.
+        ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+        process = subprocess.Popen(ignoring, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_until(lambda: len(read_jsonl(completions)) >= 8, timeout_s=60, what="the first answers")
         os.kill(process.pid, number)
         _, errors = process.communicate(timeout=30)
