@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -159,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="another value for a setting, e.g. loop.parents=uniform"
     )
     options = parser.parse_args(arguments)
+    # Threads that spin while they wait make a tuning many times slower where other work shares the cores (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Ctrl-C lets the calls under way be answered and kept; so does a SIGTERM. A shell starts what is in the background with Ctrl-C
     # ignored, so the handler is set here in any case.
     signal.signal(signal.SIGINT, signal.default_int_handler)

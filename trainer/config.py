@@ -253,7 +253,14 @@ class RespondConfig:
 
     temperature: float = setting(0.7, label="Temperature", low=0, high=2, paper="0.7", help="0 is greedy.")
     max_new_tokens: int = setting(1024, label="Longest response", unit="tokens", low=1, high=32_768, paper="1024")
-    batch_size: int = setting(16, label="Batch", unit="responses", low=1, high=4096)
+    batch_size: int = setting(
+        16,
+        label="Batch",
+        unit="responses",
+        low=1,
+        high=4096,
+        help="A batch runs until its longest response ends: large ones pay where prompts and responses are of like length.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
