@@ -24,7 +24,7 @@ def test_it_starts_restarts_what_was_killed_and_ends_whole(lionweb: LionWeb) -> 
         lionweb.kill(name)
     wait_until(lionweb.is_healthy, timeout_s=15, what="the web server after PostgreSQL was killed")
     wait_until(lionweb.all_run, timeout_s=15, what="every process again")
-    assert "postgres ended and was started again" in lionweb.said()
+    wait_until(lambda: "postgres ended and was started again" in lionweb.said(), timeout_s=15, what="the terminal to tell of it")
 
     second = lionweb.try_to_start()
     assert second.returncode == 1
