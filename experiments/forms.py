@@ -129,7 +129,8 @@ class LaunchForm(forms.Form):
 
     def _initial(self, start: RunConfig) -> dict[str, Any]:
         named = {
-            role: _matching_endpoint(start.endpoints.get(getattr(start, role).endpoint), self._endpoints) for role in ROLES_WITH_ENDPOINT
+            role: _matching_endpoint(getattr(start, role).endpoint, start.endpoints.get(getattr(start, role).endpoint), self._endpoints)
+            for role in ROLES_WITH_ENDPOINT
         }
         return {
             "endpoint": named["teacher"],
@@ -189,6 +190,8 @@ class LaunchForm(forms.Form):
     def add_config_error(self, error: ConfigError) -> None:
         """Put each complaint beside its field; what has no field of its own goes on top."""
         for name, text in error.fields.items():
+            if name.endswith(".endpoint") and self.has_error("endpoint"):
+                continue  # the field that all roles take theirs from says it already
             field = {f"{role}.endpoint": f for role, f in ROLES_WITH_ENDPOINT.items()}.get(name, name)
             known = field in self.fields
             if not (known and self.has_error(field)):  # one complaint a field: its own says it better
@@ -228,13 +231,16 @@ def offline_endpoint() -> EndpointConfig:
     return preset.endpoints[preset.teacher.endpoint]
 
 
-def _matching_endpoint(wanted: EndpointConfig | None, known: Mapping[str, EndpointConfig]) -> str:
-    """The name under which a config's endpoint is known here: by its address and model, "" where it is not."""
+def _matching_endpoint(name: str, wanted: EndpointConfig | None, known: Mapping[str, EndpointConfig]) -> str:
+    """The name under which a config's endpoint is known here: by address and model, else by name (it was corrected), else ""."""
     if wanted is None:
         return ""
     if wanted.base_url == OFFLINE_URL:
         return OFFLINE
-    return next((name for name, c in known.items() if (c.base_url, c.model) == (wanted.base_url, wanted.model)), "")
+    return next(
+        (known_as for known_as, c in known.items() if (c.base_url, c.model) == (wanted.base_url, wanted.model)),
+        name if name in known else "",
+    )
 
 
 def _endpoint_words(name: str, config: EndpointConfig) -> str:
@@ -313,17 +319,16 @@ class PoolForm(forms.Form):
         return cleaned
 
 
-VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,59}")
 OWN_VARIABLES = re.compile(r"(?i)SECRET_KEY|DATABASE_URL|CELERY_BROKER_URL|(LIONWEB|DJANGO)_.*")
 """LionWeb's own settings: an endpoint would be sent their values."""
 KEY_LIKE = re.compile(r"(?i)^(sk|pk|rk|gsk|hf|xai|ghp|key)[-_].{8,}")
 
 
 class EndpointForm(_EndpointModelForm):
-    base_url = forms.URLField(
+    base_url = forms.CharField(  # no URLField: it refuses a host of one word, as a cluster's own names are
         label="Base URL",
         max_length=500,
-        assume_scheme="https",
         help_text="Where the OpenAI-compatible API begins, usually ending in /v1.",
         widget=forms.TextInput(attrs={"inputmode": "url", "spellcheck": "false", "placeholder": "https://api.example.com/v1"}),
     )
@@ -346,6 +351,12 @@ class EndpointForm(_EndpointModelForm):
         for name, spec in EndpointConfig.__dataclass_fields__.items():
             self.fields[name].range = _range_words({**spec.metadata, "unit": ""})  # type: ignore[attr-defined]
 
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if name == OFFLINE:
+            raise forms.ValidationError("This is the name of the demo's offline teacher. Choose another.")
+        return name
+
     def clean_base_url(self) -> str:
         url: str = self.cleaned_data["base_url"]
         parts = urlsplit(url)
@@ -362,8 +373,11 @@ class EndpointForm(_EndpointModelForm):
             raise forms.ValidationError(
                 "This looks like a key, and it was not saved. Put the key into the environment and its variable's name here."
             )
-        if name and not VARIABLE_NAME.fullmatch(name):
-            raise forms.ValidationError("Not the name of a variable: letters, digits and _ only, for instance OPENAI_API_KEY.")
+        if name and not VARIABLE_NAME.fullmatch(name):  # small letters too are refused: most keys have some, few variables do
+            self.data = {name: self.data[name] for name in self.data if name != "key_env"}
+            raise forms.ValidationError(
+                "Not the name of a variable: capital letters, digits and _ only, for instance OPENAI_API_KEY. It was not saved."
+            )
         if OWN_VARIABLES.fullmatch(name):
             raise forms.ValidationError(f"{name} is a setting of LionWeb, and would be sent to the endpoint. Name the variable of its key.")
         return name

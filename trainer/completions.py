@@ -207,7 +207,10 @@ def _explain(name: str, url: str, config: EndpointConfig, error: Exception) -> E
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return ConfigError(f"{where} refused the key in {config.key_env or '(none)'}: {_said(error)} Set a valid key and resume.")
     if isinstance(error, openai.NotFoundError):
-        return ConfigError(f"{where} does not know the model {config.model!r} or the path: {_said(error)} Check both, then resume.")
+        return ConfigError(
+            f"{where} does not know the model {config.model!r} or the path: {_said(error)} "
+            "Correct the endpoint, then launch a run like this one: a run keeps the endpoint it was launched with."
+        )
     if isinstance(error, openai.APIStatusError) and 300 <= error.status_code < 400:
         return ConfigError(f"{where} redirects elsewhere (HTTP {error.status_code}). Set the base URL to the final address.")
     if isinstance(error, openai.APIStatusError) and (error.status_code >= 500 or error.status_code in (408, 409)):
@@ -223,5 +226,7 @@ def _explain(name: str, url: str, config: EndpointConfig, error: Exception) -> E
 
 def _said(error: openai.APIStatusError) -> str:
     """What the server gave as its reason. The client knows one form only; of any other the body is shown, or its beginning."""
+    if (isinstance(error.body, str) and error.body.lstrip()[:1] == "<") or "<html" in error.message[:200].lower():
+        return f"It answered with a web page (HTTP {error.status_code}); is /v1 missing from the address?"
     knows_more = " - " in error.message
     return storable(error.message if knows_more or not error.body else f"{error.message} - {str(error.body)[:300]}")

@@ -426,6 +426,8 @@ def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
         name = getattr(config, role).endpoint
         if name not in config.endpoints:
             wrong[f"{role}.endpoint"] = f"There is no endpoint {name!r}. Known: {', '.join(config.endpoints) or 'none'}."
+    if not config.student.model.strip():
+        wrong["student.model"] = f"Name a student: a Hub name, a local folder or {SCRATCH_MODEL}."
     batch, device = config.imitation.batch_size, config.imitation.device_batch_size
     if batch % device:
         wrong["imitation.device_batch_size"] = f"{batch} is not a multiple of {device}: gradient accumulation needs whole batches."

@@ -7,7 +7,7 @@ class Endpoint(models.Model):
     """An OpenAI-compatible base URL and a model there; the key itself stays in the environment."""
 
     name = models.SlugField(max_length=100, unique=True)
-    base_url = models.URLField(max_length=500)
+    base_url = models.CharField(max_length=500)
     model = models.CharField(max_length=200)
     key_env = models.CharField("variable with the key", max_length=100, blank=True)
     max_at_once = models.PositiveIntegerField("calls at once", default=16)

@@ -30,14 +30,16 @@ def test_an_admin_adds_and_changes_one(client_of):
     ("field", "typed", "complaint"),
     [
         ("base_url", "ftp://example.com/v1", "http:// or https://"),
-        ("base_url", "javascript:alert(1)", "valid URL"),
+        ("base_url", "javascript:alert(1)", "http:// or https://"),
+        ("name", "offline", "the name of the demo"),
+        ("key_env", "AIzaSyD4abcdefghijklmnop", "Not the name of a variable"),
         ("base_url", "https://me:secret@example.com/v1", "No name or password"),
         ("key_env", "sk-proj-abcdefghijklmnop", "looks like a key"),
         ("key_env", "MY KEY", "Not the name of a variable"),
         ("key_env", "1KEY", "Not the name of a variable"),
         ("key_env", "SECRET_KEY", "a setting of LionWeb"),
         ("key_env", "DATABASE_URL", "a setting of LionWeb"),
-        ("key_env", "celery_broker_url", "a setting of LionWeb"),
+        ("key_env", "celery_broker_url", "Not the name of a variable"),
         ("key_env", "LIONWEB_DATA", "a setting of LionWeb"),
         ("key_env", "DJANGO_SETTINGS_MODULE", "a setting of LionWeb"),
         ("max_at_once", "0", "Must be from 1 to 512."),
@@ -95,3 +97,8 @@ def test_a_stranger_sees_none(client, db):
     assert client.get("/endpoints/").status_code == 302
     assert client.post("/endpoints/new", GOOD).status_code == 302
     assert not Endpoint.objects.exists()
+
+
+def test_a_host_of_one_word_is_an_address_too(client_of):
+    assert client_of("admin").post("/endpoints/new", {**GOOD, "base_url": "http://vllm:8000/v1"}).status_code == 302
+    assert Endpoint.objects.get().base_url == "http://vllm:8000/v1"
