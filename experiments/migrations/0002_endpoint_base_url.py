@@ -4,15 +4,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('experiments', '0001_initial'),
+        ("experiments", "0001_initial"),
     ]
 
     operations = [
         migrations.AlterField(
-            model_name='endpoint',
-            name='base_url',
+            model_name="endpoint",
+            name="base_url",
             field=models.CharField(max_length=500),
         ),
     ]
