@@ -80,14 +80,14 @@ def require_space(folder: Path, needed: int, *, purpose: str = "A checkpoint") -
     free = free_bytes(folder)
     if free < needed:
         raise NoSpace(
-            f"{purpose} needs {gib(needed)} in {folder}, where {gib(free)} is free. "
+            f"{purpose} needs {readable_size(needed)} in {folder}, where {readable_size(free)} is free. "
             "Free some space or let the checkpoints go to a larger disk, then start the stage again."
         )
 
 
-def gib(size: float) -> str:
-    """A size in bytes as text: 0.25 GiB."""
-    return f"{size / 2**30:.2f} GiB"
+def readable_size(size: float) -> str:
+    """A size in bytes as text: 2.50 GiB, or 31 MiB where it is less than one GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -118,7 +118,7 @@ def writing_whole(final: Path, *, needed: int) -> Iterator[Path]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if is_full_disk(error):
             raise NoSpace(
-                f"The disk ran full while {final} was written: it needs {gib(needed)}. "
+                f"The disk ran full while {final} was written: it needs {readable_size(needed)}. "
                 "Nothing half written was left. Free some space, then start the stage again."
             ) from error
         raise

@@ -81,6 +81,8 @@ def run_step(planned: Planned, book: Book, desk: Desk, config: RunConfig) -> Non
 
 def answer_train_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """Imitation, first half: the teacher answers the train pool."""
+    if book.checkpoint(iteration) is not None:
+        return  # the student is tuned: an answer would come too late
     answered = {key for key, response in book.teacher_responses().items() if not response.failure}
     todo = [i for i in book.train_pool(iteration) if i.key not in answered]
 
@@ -127,7 +129,8 @@ def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int)
 def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """Discrimination, second half: the referee scores both responses in both orders, and d >= tau is hard."""
     teacher, student = book.teacher_responses(), book.student_responses(iteration)
-    judged = {key for key, verdict in book.verdicts(iteration).items() if verdict.label is not Label.QUARANTINED}
+    final = bool(book.candidates(iteration))  # new instructions were made by these verdicts: they stay
+    judged = {key for key, verdict in book.verdicts(iteration).items() if final or verdict.label is not Label.QUARANTINED}
     cases = [Case(i, teacher.get(i.key), student.get(i.key)) for i in book.cache_pool(iteration) if i.key not in judged]
 
     async def work() -> None:

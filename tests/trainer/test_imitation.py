@@ -328,7 +328,7 @@ def test_too_little_space_is_said_before_the_first_step(tmp_path: Path, monkeypa
     monkeypatch.setattr(checkpoints, "free_bytes", lambda folder: 1000)
     seen: list[Metric] = []
 
-    with pytest.raises(NoSpace, match=r"needs 0\.02 GiB"):
+    with pytest.raises(NoSpace, match=r"needs 17 MiB"):
         imitate(make_config(), tmp_path, on_metric=seen.append)
     assert seen == []
     assert list(tmp_path.iterdir()) == []

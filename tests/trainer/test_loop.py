@@ -148,8 +148,22 @@ def test_a_run_that_could_judge_nothing_ends_with_the_reason_and_what_to_do(tmp_
         distil(book_in(tmp_path), FakeDesk(tmp_path, referee=FakeReferee(unreadable=everyone)), CONFIG)
 
 
+def test_a_run_that_went_on_leaves_its_quarantine_as_it_was(tmp_path: Path) -> None:
+    failing, unreadable = frozenset({"seed-000003"}), frozenset({"seed-000001"})
+    distil(book_in(tmp_path), FakeDesk(tmp_path, teacher=FakeTeacher(failing=failing), referee=FakeReferee(unreadable=unreadable)), CONFIG)
+    before = everything(tmp_path)
+    well = FakeDesk(tmp_path)
+    distil(book_in(tmp_path), well, CONFIG)
+    assert (well.teacher.asked, well.referee.asked) == ([], [])
+    assert everything(tmp_path) == before
+
+
 def test_a_step_run_again_tries_again_what_was_quarantined_and_keeps_one_judgement_of_each_order(tmp_path: Path) -> None:
-    distil(book_in(tmp_path), FakeDesk(tmp_path, referee=FakeReferee(unreadable=frozenset({"seed-000001"}))), CONFIG)
+    desk = FakeDesk(tmp_path, referee=FakeReferee(unreadable=frozenset({"seed-000001"})))
+    for planned in plan(CONFIG):
+        if planned.step is Step.CANDIDATES:
+            break
+        run_step(planned, book_in(tmp_path), desk, CONFIG)
     book = book_in(tmp_path)
     run_step(Planned(1, Stage.DISCRIMINATION, Step.JUDGEMENTS), book, FakeDesk(tmp_path), CONFIG)
     assert book.verdicts(1)["seed-000001"].label is not Label.QUARANTINED
