@@ -7,21 +7,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from django import forms
 from django.forms import BoundField
 
+from experiments.budget_form import CallsField, DollarsField
 from experiments.config_table import Spec, exact, flatten, specs
 from experiments.models import Endpoint, Experiment, Run, SeedPool
-from trainer.config import OFFLINE_URL, PRESETS, EndpointConfig, RunConfig, config_from_dict, load_preset, preset_names, sections
+from trainer.config import OFFLINE_URL, PRESETS, ROLES, EndpointConfig, RunConfig, config_from_dict, load_preset, preset_names, sections
 from trainer.errors import ConfigError
+from trainer.plan import Stage
 
 if TYPE_CHECKING:
     _ExperimentModelForm = forms.ModelForm[Experiment]
-    _EndpointModelForm = forms.ModelForm[Endpoint]
 else:  # generic for the type checker alone
-    _ExperimentModelForm = _EndpointModelForm = forms.ModelForm
+    _ExperimentModelForm = forms.ModelForm
 
 MAIN = (
     "loop.iterations",
@@ -41,7 +41,7 @@ MAIN = (
 )
 """The settings shown at once, in this order; the rest wait in their sections."""
 
-APART = frozenset({"name", "seed_pool", "teacher.endpoint", "referee.endpoint", "generator.endpoint"})
+APART = frozenset({"name", "seed_pool", "teacher.endpoint", "referee.endpoint", "generator.endpoint", "judge.endpoint"})
 """Settings with a field of their own kind in the form."""
 
 SECTION_WORDS = {
@@ -49,11 +49,15 @@ SECTION_WORDS = {
     "teacher": "Teacher",
     "referee": "Referee",
     "generator": "Generator",
+    "judge": "Judge",
     "student": "Student",
     "imitation": "Imitation",
     "respond": "Student responses",
     "evaluation": "Evaluation",
 }
+
+NOT_ABOUT_CALLS = frozenset({"experiment", "new_experiment", "run_name", "most_dollars", "most_calls"})
+"""Fields of the launch form that change nothing in what a run will ask of its endpoints."""
 
 DEMO_POOL = "demo"
 OFFLINE = "offline"
@@ -115,6 +119,9 @@ class LaunchForm(forms.Form):
     endpoint = forms.ChoiceField(label="Endpoint", help_text="Teacher, referee and generator, unless the next two say otherwise.")
     referee_endpoint = forms.ChoiceField(label="Referee's endpoint", required=False)
     generator_endpoint = forms.ChoiceField(label="Generator's endpoint", required=False)
+    judge_endpoint = forms.ChoiceField(label="Judge's endpoint", required=False, help_text="Used by benchmarks that need a judge.")
+    most_dollars = DollarsField(label="Most dollars", help_text="The run stops cleanly before it spends more. Empty: no limit.")
+    most_calls = CallsField(label="Most calls", help_text="Paid calls of all roles together. Empty: no limit.")
 
     config: RunConfig
 
@@ -136,6 +143,7 @@ class LaunchForm(forms.Form):
             "endpoint": named["teacher"],
             "referee_endpoint": named["referee"] if named["referee"] != named["teacher"] else "",
             "generator_endpoint": named["generator"] if named["generator"] != named["teacher"] else "",
+            "judge_endpoint": named["judge"],
             "seed_pool": DEMO_POOL if start.seed_pool == DEMO_POOL else "",
         }
 
@@ -146,6 +154,7 @@ class LaunchForm(forms.Form):
         _offer(self.fields["endpoint"], [("", "Choose …"), *names])
         for role in ("referee_endpoint", "generator_endpoint"):
             _offer(self.fields[role], [("", "The same"), *names])
+        _offer(self.fields["judge_endpoint"], [("", "The referee's"), *names])
 
     # What the page shows
 
@@ -159,6 +168,12 @@ class LaunchForm(forms.Form):
         rest = [name for name in self._specs if name not in MAIN]
         grouped = {section: [self[name] for name in rest if name.startswith(f"{section}.")] for section in sections()}
         return [Section(name, SECTION_WORDS.get(name, name), bound) for name, bound in grouped.items() if bound]
+
+    @property
+    def not_forecast(self) -> list[str]:
+        """What has to be chosen or mended before the run can be forecast: labels of fields. Call `is_valid` first."""
+        about_the_run = [name for name in self.errors if name not in NOT_ABOUT_CALLS]
+        return [str(self.fields[name].label) if name in self.fields else str(self.errors[name][0]) for name in about_the_run]
 
     # Checks
 
@@ -204,6 +219,7 @@ class LaunchForm(forms.Form):
         for name, spec in self._specs.items():
             _put(data, name, _typed(spec.kind, cleaned.get(name)))
         chosen = {role: cleaned.get(field) or cleaned.get("endpoint") or "" for role, field in ROLES_WITH_ENDPOINT.items()}
+        chosen["judge"] = cleaned.get("judge_endpoint") or ""  # none of its own: the referee's
         for role, endpoint in chosen.items():
             _put(data, f"{role}.endpoint", endpoint)
         used = {name for name in chosen.values() if name in self._endpoints}
@@ -216,7 +232,12 @@ class LaunchForm(forms.Form):
         return chosen if chosen == DEMO_POOL else str(labels.get(chosen, chosen))
 
 
-ROLES_WITH_ENDPOINT = {"teacher": "endpoint", "referee": "referee_endpoint", "generator": "generator_endpoint"}
+ROLES_WITH_ENDPOINT = {
+    "teacher": "endpoint",
+    "referee": "referee_endpoint",
+    "generator": "generator_endpoint",
+    "judge": "judge_endpoint",
+}
 
 
 def endpoint_configs() -> dict[str, EndpointConfig]:
@@ -259,7 +280,7 @@ def _setting_field(spec: Spec, value: Any) -> forms.Field:
     if spec.name == "student.model":
         field.widget.attrs["list"] = "models"
     field.spec = spec  # type: ignore[attr-defined]
-    field.range = _range_words(spec.metadata)  # type: ignore[attr-defined]
+    field.range = range_words(spec.metadata)  # type: ignore[attr-defined]
     return field
 
 
@@ -278,10 +299,10 @@ def _bare_field(spec: Spec, value: Any) -> forms.Field:
     return forms.CharField(**{**options, "initial": exact(value)}, widget=forms.TextInput(attrs=attrs))
 
 
-def _range_words(metadata: Mapping[str, Any]) -> str:
+def range_words(metadata: Mapping[str, Any]) -> str:
     """Unit and range: "points, -9 to 9."."""
     low, high = metadata["low"], metadata["high"]
-    span = "" if low is None or high is None else f"{low:,.10g} to {high:,.10g}"
+    span = "" if low is None or high is None else f"{low:,.12g} to {high:,.12g}"
     return ", ".join(part for part in (metadata["unit"], span) if part) + ("." if metadata["unit"] or span else "")
 
 
@@ -319,78 +340,6 @@ class PoolForm(forms.Form):
         return cleaned
 
 
-VARIABLE_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,59}")
-OWN_VARIABLES = re.compile(r"(?i)SECRET_KEY|DATABASE_URL|CELERY_BROKER_URL|(LIONWEB|DJANGO)_.*")
-"""LionWeb's own settings: an endpoint would be sent their values."""
-KEY_LIKE = re.compile(r"(?i)^(sk|pk|rk|gsk|hf|xai|ghp|key)[-_].{8,}")
-
-
-class EndpointForm(_EndpointModelForm):
-    base_url = forms.CharField(  # no URLField: it refuses a host of one word, as a cluster's own names are
-        label="Base URL",
-        max_length=500,
-        help_text="Where the OpenAI-compatible API begins, usually ending in /v1.",
-        widget=forms.TextInput(attrs={"inputmode": "url", "spellcheck": "false", "placeholder": "https://api.example.com/v1"}),
-    )
-
-    class Meta:
-        model = Endpoint
-        fields = ("name", "base_url", "model", "key_env", "max_at_once", "timeout_s", "retries", "send_seed")
-        widgets = {
-            "key_env": forms.TextInput(attrs={"spellcheck": "false", "autocomplete": "off", "placeholder": "OPENAI_API_KEY"}),
-        }
-        labels = {"key_env": "Variable with the key"}
-        help_texts = {
-            "name": "Short, without spaces: runs refer to it.",
-            "key_env": "The NAME of the environment variable, never the key. Empty where the server wants no key.",
-            "send_seed": "For servers that sample reproducibly by it.",
-        }
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        for name, spec in EndpointConfig.__dataclass_fields__.items():
-            self.fields[name].range = _range_words({**spec.metadata, "unit": ""})  # type: ignore[attr-defined]
-
-    def clean_name(self) -> str:
-        name: str = self.cleaned_data["name"]
-        if name == OFFLINE:
-            raise forms.ValidationError("This is the name of the demo's offline teacher. Choose another.")
-        return name
-
-    def clean_base_url(self) -> str:
-        url: str = self.cleaned_data["base_url"]
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise forms.ValidationError("Give an address that begins with http:// or https://.")
-        if parts.username or parts.password:
-            raise forms.ValidationError("No name or password in the address: put the key into the environment.")
-        return url.rstrip("/")
-
-    def clean_key_env(self) -> str:
-        name: str = self.cleaned_data["key_env"]
-        if KEY_LIKE.match(name):
-            self.data = {name: self.data[name] for name in self.data if name != "key_env"}  # a key does not even come back on the page
-            raise forms.ValidationError(
-                "This looks like a key, and it was not saved. Put the key into the environment and its variable's name here."
-            )
-        if name and not VARIABLE_NAME.fullmatch(name):  # small letters too are refused: most keys have some, few variables do
-            self.data = {name: self.data[name] for name in self.data if name != "key_env"}
-            raise forms.ValidationError(
-                "Not the name of a variable: capital letters, digits and _ only, for instance OPENAI_API_KEY. It was not saved."
-            )
-        if OWN_VARIABLES.fullmatch(name):
-            raise forms.ValidationError(f"{name} is a setting of LionWeb, and would be sent to the endpoint. Name the variable of its key.")
-        return name
-
-    def clean(self) -> dict[str, Any]:
-        cleaned = super().clean() or {}
-        for name, spec in EndpointConfig.__dataclass_fields__.items():
-            low, high, value = spec.metadata["low"], spec.metadata["high"], cleaned.get(name)
-            if low is not None and value is not None and not low <= value <= high:
-                self.add_error(name, f"Must be from {low:g} to {high:g}.")
-        return cleaned
-
-
 class FilterForm(forms.Form):
     """The filters of a list, all of them in the URL. What is not valid is shown as an error and not applied."""
 
@@ -416,6 +365,32 @@ class FilterForm(forms.Form):
         """The valid filters that are set."""
         self.is_valid()
         return {name: value for name, value in self.cleaned_data.items() if value is not False and value not in (None, "")}
+
+
+class CompletionFilterForm(forms.Form):
+    """The filters of a run's completions; `line` is a line of its ledger."""
+
+    iteration = forms.TypedChoiceField(required=False, coerce=int, empty_value=None)
+    stage = forms.ChoiceField(required=False, choices=[("", "Any"), *((stage.value, stage.value) for stage in Stage)])
+    role = forms.ChoiceField(required=False, choices=[("", "Any"), *((role, role) for role in ROLES)])
+    good = forms.TypedChoiceField(
+        label="Reply",
+        required=False,
+        coerce=lambda value: value == "yes",
+        empty_value=None,
+        choices=[("", "Any"), ("yes", "whole"), ("no", "cut off")],
+    )
+    line = forms.IntegerField(required=False, min_value=1, max_value=2**63 - 1, widget=forms.HiddenInput)
+
+    def __init__(self, data: Mapping[str, Any], *, iterations: Sequence[int]) -> None:
+        super().__init__(data)
+        _offer(self.fields["iteration"], [("", "Any"), *((str(n), f"Iteration {n}") for n in iterations)])
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The valid filters that are set."""
+        self.is_valid()
+        return {name: value for name, value in self.cleaned_data.items() if value not in (None, "")}
 
 
 class CandidateFilterForm(forms.Form):

@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from experiments.models import Job
 from experiments.querysets import items_done
 from experiments.services import jobs
 from experiments.services.book import PostgresBook
+from experiments.services.calls import live_endpoints
 from experiments.services.durable import durably
 from experiments.states import JobState
 from lionweb.logs import log_ids
+from trainer.addresses import AddressGuard
 from trainer.benchmarks import get_benchmark
 from trainer.child_student import ChildStudent
 from trainer.config import RunConfig
 from trainer.endpoints import EndpointRoles, open_roles
-from trainer.errors import Cancelled, ChildDied, ConfigError, TrainerError
+from trainer.errors import BudgetSpent, Cancelled, ChildDied, ConfigError, TrainerError
 from trainer.loop import run_step
 from trainer.plan import Planned, Stage, Step
 from trainer.records import Label
@@ -54,7 +57,9 @@ def run_job(job_id: int, *, worker: str) -> str:
     if pulse.lost:
         logger.warning("job %s was given to another worker", job.pk)
         return ""
-    durably(lambda: jobs.end(job, state, reason=reason, note=" ".join(desk.notes), items_done=book.items_done))
+    durably(
+        lambda: jobs.end(job, state, reason=reason, note=" ".join(desk.notes), items_done=book.items_done, over_budget=desk.over_budget)
+    )
     return state
 
 
@@ -70,6 +75,9 @@ def _do(job: Job, book: PostgresBook, desk: JobDesk) -> tuple[str, str]:
         if shutting_down.is_set():
             return JobState.STOPPED, "The worker was shut down; another job goes on."
         return JobState.STOPPED, str(stopped) or "Stopped; what was done is kept."
+    except BudgetSpent as spent:
+        desk.over_budget = True
+        return JobState.STOPPED, str(spent)
     except ChildDied as died:
         return JobState.CRASHED, str(died)
     except TrainerError as error:
@@ -109,9 +117,16 @@ class JobDesk:
         self._book = book
         self._pulse = pulse
         self.notes: list[str] = []
+        self.over_budget = False
 
     def roles(self) -> AbstractAsyncContextManager[EndpointRoles]:
-        return open_roles(self._book.config, self._book.completions, offline_url=f"http://127.0.0.1:{settings.LIONWEB_OFFLINE_PORT}/v1")
+        config = self._book.config
+        return open_roles(
+            replace(config, endpoints=live_endpoints(config)),
+            self._book.calls,
+            offline_url=f"http://127.0.0.1:{settings.LIONWEB_OFFLINE_PORT}/v1",
+            guard=AddressGuard.from_settings(settings.LIONWEB_PRIVATE_HOSTS),
+        )
 
     def student(self, *, iteration: int, start: Path | None) -> Student:
         return ChildStudent(

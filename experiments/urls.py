@@ -1,6 +1,6 @@
 from django.urls import URLPattern, path
 
-from experiments.views import compare, endpoints, experiments, home, instructions, jobs, launch, pools, runs
+from experiments.views import compare, endpoints, experiments, home, instructions, jobs, launch, ledger, pools, runs
 
 urlpatterns: list[URLPattern] = [
     path("", home.home, name="home"),
@@ -8,6 +8,7 @@ urlpatterns: list[URLPattern] = [
     path("experiments/new", experiments.experiment_new, name="experiment_new"),
     path("experiments/<int:experiment_id>/", experiments.experiment, name="experiment"),
     path("runs/new", launch.run_new, name="run_new"),
+    path("runs/forecast", launch.run_forecast, name="run_forecast"),
     path("runs/<int:run_id>/", runs.run, name="run"),
     path("runs/<int:run_id>/live", runs.run_live, name="run_live"),
     path("runs/<int:run_id>/stop", runs.run_stop, name="run_stop"),
@@ -15,6 +16,10 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/scores/<str:benchmark>/<int:number>/", runs.run_scores, name="run_scores"),
     path("runs/<int:run_id>/instructions", instructions.run_instructions, name="run_instructions"),
     path("runs/<int:run_id>/candidates", instructions.run_candidates, name="run_candidates"),
+    path("runs/<int:run_id>/ledger", ledger.run_ledger, name="run_ledger"),
+    path("runs/<int:run_id>/completions", ledger.run_completions, name="run_completions"),
+    path("runs/<int:run_id>/budget", ledger.run_budget, name="run_budget"),
+    path("completions/<str:key>/", ledger.completion, name="completion"),
     path("instructions/<int:instruction_id>/", instructions.instruction, name="instruction"),
     path("compare", compare.compare, name="compare"),
     path("pools/", pools.pools, name="pools"),
@@ -22,6 +27,9 @@ urlpatterns: list[URLPattern] = [
     path("pools/<int:pool_id>/", pools.pool, name="pool"),
     path("endpoints/", endpoints.endpoints, name="endpoints"),
     path("endpoints/new", endpoints.endpoint_new, name="endpoint_new"),
+    path("endpoints/<int:endpoint_id>/", endpoints.endpoint, name="endpoint"),
+    path("endpoints/<int:endpoint_id>/test", endpoints.endpoint_test, name="endpoint_test"),
     path("endpoints/<int:endpoint_id>/edit", endpoints.endpoint_edit, name="endpoint_edit"),
+    path("endpoints/<int:endpoint_id>/budget", ledger.endpoint_budget, name="endpoint_budget"),
     path("jobs/", jobs.jobs, name="jobs"),
 ]

@@ -11,6 +11,8 @@ from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from lionweb import embedded
+from trainer.addresses import AddressGuard
+from trainer.errors import ConfigError
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 load_dotenv(BASE_DIR / ".env")
@@ -44,6 +46,15 @@ def env_bool(name: str, default: bool) -> bool:
 
 def env_list(name: str, default: str) -> list[str]:
     return [part.strip() for part in env_str(name, default).split(",") if part.strip()]
+
+
+def checked_places(entries: list[str]) -> list[str]:
+    """Host names, addresses and networks; one that is none of these is told at the start, and not by the first call."""
+    try:
+        AddressGuard.from_settings(entries)
+    except ConfigError as error:
+        raise ImproperlyConfigured(str(error)) from None
+    return entries
 
 
 def database_from_url(url: str) -> dict[str, Any]:
@@ -101,6 +112,7 @@ LIONWEB_LEASE_S = env_float("LIONWEB_LEASE_S", 30)
 LIONWEB_HEARTBEAT_S = env_float("LIONWEB_HEARTBEAT_S", 5)
 LIONWEB_SWEEP_S = env_float("LIONWEB_SWEEP_S", 5)
 LIONWEB_POLL_S = env_float("LIONWEB_POLL_S", 0.25)
+LIONWEB_PRIVATE_HOSTS = checked_places(env_list("LIONWEB_PRIVATE_HOSTS", "127.0.0.1,::1,localhost"))
 LIONWEB_SIGN_IN_LINK_S = env_int("LIONWEB_SIGN_IN_LINK_S", 3600)
 LIONWEB_LOG_LEVEL = env_str("LIONWEB_LOG_LEVEL", "INFO").upper()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,11 +18,13 @@ from experiments.models import (
     BenchmarkScore,
     Candidate,
     Checkpoint,
+    Completion,
     Experiment,
     Instruction,
     Iteration,
     Job,
     Judgement,
+    LedgerLine,
     Metric,
     Response,
     Role,
@@ -33,6 +36,7 @@ from experiments.models import (
 )
 from experiments.states import JobState, Queue
 from trainer.config import RunConfig, load_preset
+from trainer.forecast import ROLE_OF
 from trainer.plan import GPU_STEPS, Planned, Step, plan
 from trainer.plan import Stage as StageName
 from trainer.records import Fate, Label, Order, Origin
@@ -254,3 +258,61 @@ def _candidates(iteration: Iteration, rng: random.Random) -> int:
     ]  # fmt: skip
     Candidate.objects.bulk_create(rows, batch_size=2000)
     return wanted
+
+
+# Calls
+
+
+def make_line(
+    run: Run, *, iteration: int = 0, stage: str = "imitation", role: str = "teacher", endpoint: str = "", **values: Any
+) -> LedgerLine:
+    """A line of a run's ledger, without completions."""
+    row, _ = Iteration.objects.get_or_create(run=run, number=iteration)
+    return LedgerLine.objects.create(run=run, iteration=row, stage=stage, role=role, endpoint=endpoint or _endpoint(run, role), **values)
+
+
+def _endpoint(run: Run, role: str) -> str:
+    return str(run.config[role]["endpoint"])
+
+
+def make_completions(line: LedgerLine, amount: int, *, cost: int = 1000, **values: Any) -> list[Completion]:
+    """Completions that a line paid for, added up in it."""
+    rows = []
+    for i in range(amount):
+        given = {"prompt_tokens": 60 + i, "completion_tokens": 20, "latency_s": 0.5, "nanodollars": cost, "text": f"reply {i}", **values}
+        request = {
+            "endpoint": line.endpoint, "model": "offline-teacher", "temperature": 0.7, "sample": 0,
+            "messages": [{"role": "system", "content": "You help people."}, {"role": "user", "content": f"Task {i}"}],
+        }  # fmt: skip
+        key = hashlib.sha256(f"{line.pk} {line.calls + i}".encode()).hexdigest()
+        shared = {"endpoint": line.endpoint, "role": line.role, "model": "offline-teacher", "request": request, "finish_reason": "stop"}
+        rows.append(Completion(key=key, line=line, **{**shared, **given}))
+    made = Completion.objects.bulk_create(rows, batch_size=2000)
+    line.calls += amount
+    for name in ("prompt_tokens", "completion_tokens", "cached_tokens", "nanodollars"):
+        setattr(line, name, getattr(line, name) + sum(getattr(row, name) for row in made))
+    line.save()
+    return made
+
+
+def make_ledger(run: Run, *, calls: int = 3, **values: Any) -> list[LedgerLine]:
+    """A ledger with its completions for every stage of a run's plan that calls an endpoint, the teacher's answers pointing at theirs."""
+    lines = []
+    for planned in plan(run.run_config()):
+        if role := ROLE_OF.get(planned.step):
+            line = make_line(run, iteration=planned.iteration, stage=planned.stage, role=role, saved=2, saved_nanodollars=500)
+            made = make_completions(line, calls, **values)
+            lines.append(line)
+            _point_at(made, line)
+    return lines
+
+
+def _point_at(made: Sequence[Completion], line: LedgerLine) -> None:
+    """Let rows of the stage that have no completion yet be made from these."""
+    rows: Any = {
+        "teacher": Response.objects.filter(iteration=line.iteration, role=Role.TEACHER),
+        "referee": Judgement.objects.filter(iteration=line.iteration),
+        "generator": Candidate.objects.filter(iteration=line.iteration),
+    }[line.role]
+    for completion, pk in zip(made, rows.filter(completion=None).order_by("pk").values_list("pk", flat=True), strict=False):
+        rows.filter(pk=pk).update(completion=completion)

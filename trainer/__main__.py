@@ -18,9 +18,11 @@ from typing import Any
 from trainer.config import OFFLINE_URL, PRESETS, RunConfig, config_from_dict, load_config, preset_names
 from trainer.endpoints import EndpointRoles, open_roles
 from trainer.errors import Cancelled, ConfigError, TrainerError
-from trainer.folder import FolderBook, locked, write_json
+from trainer.folder import FolderBook, locked
+from trainer.jsonl import write_json
 from trainer.loop import distil
 from trainer.plan import Planned
+from trainer.prices import NANODOLLARS
 from trainer.records import Instruction
 from trainer.roles import Student
 from trainer.summary import summarise
@@ -37,11 +39,14 @@ class ShellDesk:
 
     @asynccontextmanager
     async def _counted(self) -> AsyncIterator[EndpointRoles]:
-        async with open_roles(self._config, self._book.completions, offline_url=self._offline_url) as roles:
+        async with open_roles(self._config, self._book.calls, offline_url=self._offline_url, on_pause=self._say_pause) as roles:
             try:
                 yield roles
             finally:
                 self.from_store += sum(endpoint.from_store for endpoint in roles.endpoints.values())
+
+    def _say_pause(self, text: str) -> None:
+        print(f"  {text or 'It answers again.'}", flush=True)
 
     def roles(self) -> AbstractAsyncContextManager[EndpointRoles]:
         return self._counted()
@@ -81,11 +86,17 @@ def offline_teacher(config: RunConfig) -> Iterator[str]:
         yield offline.base_url
 
 
-def run(config: RunConfig, folder: Path) -> dict[str, Any]:
+def run(config: RunConfig, folder: Path, *, most_calls: int | None = None, most_dollars: float | None = None) -> dict[str, Any]:
     """The whole loop in a folder; gives the summary that it also leaves there, after every iteration."""
     earlier = _earlier_summary(folder)
     started = time.monotonic()
-    with locked(folder), offline_teacher(config) as offline_url, closing(FolderBook(folder, config, read_seeds(config))) as book:
+    most = None if most_dollars is None else round(most_dollars * NANODOLLARS)
+    seeds = read_seeds(config)
+    with (
+        locked(folder),
+        offline_teacher(config) as offline_url,
+        closing(FolderBook(folder, config, seeds, most_calls=most_calls, most_nanodollars=most)) as book,
+    ):
         desk = ShellDesk(config, book, offline_url=offline_url)
 
         def summary() -> dict[str, Any]:
@@ -146,7 +157,8 @@ def _print_table(summary: dict[str, Any]) -> None:
         numbers = (row[name] for name in ("iteration", "train_pool", "cache_pool", "hard", "easy", "quarantined"))
         print(" ".join(f"{number:>{width}}" for number, width in zip(numbers, (9, 6, 6, 6, 6, 11), strict=True)) + f"  {scores}")
     calls = summary["completions"]
-    print(f"{calls['asked']} calls paid, {calls['from_store']} answered from the store, {summary['wall_s']} s")
+    cost = f" (${calls['dollars']:,.2f})" if calls["dollars"] else ""
+    print(f"{calls['asked']} calls paid{cost}, {calls['from_store']} answered from the store, {summary['wall_s']} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,6 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner.add_argument(
         "--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="another value for a setting, e.g. loop.parents=uniform"
     )
+    runner.add_argument("--most-calls", type=int, help="budget: stop before the run has made more calls than this")
+    runner.add_argument("--most-dollars", type=float, help="budget: stop before the run can have cost more than this")
     options = parser.parse_args(arguments)
     # Threads that spin while they wait make a tuning many times slower where other work shares the cores (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -169,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = find_config(options.config, seed=options.seed, settings=options.set)
         folder = options.out or Path("runs") / f"{config.name}-seed-{config.seed}"
-        _print_table(run(config, folder))
+        _print_table(run(config, folder, most_calls=options.most_calls, most_dollars=options.most_dollars))
     except (KeyboardInterrupt, Cancelled):
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return 130

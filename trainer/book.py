@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from trainer.calls import Calls
 from trainer.records import BenchmarkAnswer, Candidate, Instruction, Judgement, Metric, Response, Verdict
-from trainer.roles import CheckpointInfo, CompletionStore
+from trainer.roles import CheckpointInfo
 
 
 class Book(Protocol):
     """Reads happen before a step's asynchronous work begins; `keep_*` makes records durable and may be called twice with the same ones."""
 
     @property
-    def completions(self) -> CompletionStore: ...
+    def calls(self) -> Calls: ...
 
     def train_pool(self, iteration: int) -> list[Instruction]:
         """What the student is tuned on in this iteration, in order."""

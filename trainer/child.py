@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import trainer.errors
 from trainer.config import config_from_dict
 from trainer.errors import Cancelled, ConfigError, TrainerError
-from trainer.folder import read_jsonl
+from trainer.jsonl import read_jsonl
 from trainer.records import BenchmarkItem, Example, Instruction, Metric, Origin
 
 Emit = Callable[[dict[str, Any]], None]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import RunConfig
-from trainer.folder import write_jsonl
+from trainer.jsonl import write_jsonl
 from trainer.launch import run_child
 from trainer.records import BenchmarkItem, Example, Instruction, Metric, Record, Response
 from trainer.roles import CheckpointInfo

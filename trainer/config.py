@@ -7,6 +7,7 @@ help text says otherwise.
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,9 @@ PRESETS = Path(__file__).parent / "presets"
 
 SCRATCH_MODEL = "scratch-llama"
 """The student made from random weights: a small Llama over bytes, for the demo and the tests."""
+
+OUR_PARAMETERS = frozenset({"messages", "model", "n", "stream", "seed", "response_format"})
+"""Parameters of a call that no endpoint's extra ones may replace."""
 
 OFFLINE_URL = "offline"
 """A base URL that means: the offline teacher of trainer.demo; the command line starts it for the time of the run."""
@@ -139,8 +143,23 @@ class EndpointConfig:
         label="Variable with the key",
         help="Name of the environment variable that holds the key; empty where the server wants none.",
     )
-    max_at_once: int = setting(16, label="Calls at once", unit="calls", low=1, high=512)
-    timeout_s: float = setting(120.0, label="Timeout", unit="s", low=1, high=3600)
+    price_input: float = setting(0.0, label="Price of input", unit="$ per million tokens", low=0, high=10_000)
+    price_cached: float = setting(
+        0.0, label="Price of cached input", unit="$ per million tokens", low=0, high=10_000, help="0: as dear as other input."
+    )
+    price_output: float = setting(0.0, label="Price of output", unit="$ per million tokens", low=0, high=10_000)
+    rpm: int = setting(
+        0, label="Requests a minute", unit="requests", low=0, high=10_000_000, help="0: as the server's headers say, else found by trying."
+    )
+    input_tpm: int = setting(0, label="Input tokens a minute", unit="tokens", low=0, high=10_000_000_000, help="0: no such limit is known.")
+    output_tpm: int = setting(
+        0, label="Output tokens a minute", unit="tokens", low=0, high=10_000_000_000, help="0: no such limit is known."
+    )
+    max_at_once: int = setting(
+        16, label="Calls at once", unit="calls", low=1, high=512, help="The most under way at one time, of all workers together."
+    )
+    timeout_s: float = setting(120.0, label="Timeout", unit="s", low=1, high=3600, help="For a whole answer.")
+    connect_timeout_s: float = setting(10.0, label="Timeout to connect", unit="s", low=0.1, high=300)
     retries: int = setting(
         5,
         label="Retries",
@@ -148,9 +167,42 @@ class EndpointConfig:
         low=0,
         high=50,
         paper="5",
-        help="After a timeout, a 429 or a 5xx; the waits double from half a second, with jitter.",
+        help="After a timeout, a lost connection or a 5xx, with growing waits; then the item is quarantined. A 429 does not count.",
+    )
+    structured: str = setting(
+        "text",
+        label="Structured output",
+        choices=("text", "json_schema", "json_object"),
+        help="How referee and generator ask for their replies; text works everywhere. A server that refuses it is asked for text.",
+    )
+    length_parameter: str = setting(
+        "max_tokens",
+        label="Name of the length limit",
+        choices=("max_tokens", "max_completion_tokens"),
+        help="Newer OpenAI models want the second.",
     )
     send_seed: bool = setting(False, label="Send the sample number as `seed`", help="For servers that sample reproducibly by it.")
+    extra: str = setting(
+        "",
+        label="Extra parameters",
+        help='A JSON object that is sent along, for instance {"reasoning_effort": "low"}; a null leaves a parameter out.',
+    )
+    batch_api: bool = setting(False, label="Offers the Batch API", help="OpenAI's: files and batches, within a day, at half the price.")
+
+    def extra_parameters(self) -> dict[str, Any]:
+        """`extra` as data. Raises ValueError, with a sentence a form can show, where it is no JSON object."""
+        if not self.extra.strip():
+            return {}
+        try:
+            data = json.loads(self.extra)
+        except ValueError as error:
+            raise ValueError(f"This is not JSON: {error}.") from None
+        if not isinstance(data, dict):
+            raise ValueError('Give a JSON object, for instance {"reasoning_effort": "low"}.')
+        taken = sorted(OUR_PARAMETERS & data.keys())
+        if taken:
+            raise ValueError(f"{', '.join(taken)} cannot be set here: LionWeb sets it for each call.")
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +215,11 @@ class RoleConfig:
     max_tokens: int = setting(1024, label="Longest reply", unit="tokens", low=1, high=32_768)
     asks: int = setting(
         3, label="Asks before quarantine", unit="calls", low=1, high=20, help="How often an unusable reply is asked for again."
+    )
+    batch: bool = setting(
+        False,
+        label="Batch mode",
+        help="Calls go through the endpoint's Batch API: half the price, answered within a day. It must offer one.",
     )
 
 
@@ -197,6 +254,15 @@ class GeneratorConfig(RoleConfig):
         paper="4",
         help="A new instruction may be this much longer than its parent; what is cut off is rejected. 0: no such limit.",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(RoleConfig):
+    """The judge of the Vicuna benchmark; it is opened where a benchmark needs one. The paper's is GPT-4."""
+
+    endpoint: str = setting("", label="Endpoint", help="Empty: the referee's.")
+    temperature: float = setting(0.2, label="Temperature", low=0, high=2)
+    max_tokens: int = setting(1024, label="Longest judgement", unit="tokens", low=1, high=32_768)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +350,7 @@ class RunConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     referee: RefereeConfig = field(default_factory=RefereeConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
     respond: RespondConfig = field(default_factory=RespondConfig)
@@ -292,6 +359,16 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """The config as JSON-ready data; `config_from_dict` gives an equal config back."""
         return {**asdict(self), "endpoints": {name: asdict(endpoint) for name, endpoint in self.endpoints.items()}}
+
+
+ROLES = ("teacher", "referee", "generator", "judge")
+"""The roles that answer through an endpoint."""
+
+
+def endpoint_of(config: RunConfig, role: str) -> str:
+    """The name of a role's endpoint; the judge has the referee's unless it is given its own."""
+    name: str = getattr(config, role).endpoint
+    return name or (config.referee.endpoint if role == "judge" else "")
 
 
 def settings_of(config_class: type) -> Iterator[Field[Any]]:
@@ -422,10 +499,20 @@ def _typed(kind: Any, value: Any) -> Any:
 
 def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
     """What no single setting can know: that roles name endpoints, that batches divide."""
-    for role in ("teacher", "referee", "generator"):
-        name = getattr(config, role).endpoint
+    for role in ROLES:
+        settings = getattr(config, role)
+        name = endpoint_of(config, role)
         if name not in config.endpoints:
             wrong[f"{role}.endpoint"] = f"There is no endpoint {name!r}. Known: {', '.join(config.endpoints) or 'none'}."
+        elif settings.batch and not config.endpoints[name].batch_api:
+            wrong[f"{role}.batch"] = (
+                f"Endpoint {name!r} does not offer the Batch API. Turn batch mode off, or say on the endpoint that it does."
+            )
+    for name, endpoint in config.endpoints.items():
+        try:
+            endpoint.extra_parameters()
+        except ValueError as error:
+            wrong[f"endpoints.{name}.extra"] = str(error)
     if not config.student.model.strip():
         wrong["student.model"] = f"Name a student: a Hub name, a local folder or {SCRATCH_MODEL}."
     batch, device = config.imitation.batch_size, config.imitation.device_batch_size

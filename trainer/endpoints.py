@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from trainer.addresses import AddressGuard
+from trainer.calls import Calls
 from trainer.completions import Endpoint
 from trainer.config import OFFLINE_URL, RunConfig
 from trainer.generator import EndpointGenerator
 from trainer.referee import EndpointReferee
-from trainer.roles import CompletionStore
 from trainer.teacher import EndpointTeacher
 
 
@@ -27,26 +28,33 @@ class EndpointRoles:
 
 @asynccontextmanager
 async def open_roles(
-    config: RunConfig, store: CompletionStore, *, offline_url: str = "", environ: Mapping[str, str] = os.environ
+    config: RunConfig,
+    calls: Calls,
+    *,
+    offline_url: str = "",
+    guard: AddressGuard | None = None,
+    environ: Mapping[str, str] = os.environ,
+    on_pause: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[EndpointRoles]:
     """Open every endpoint a role uses, and close them at the end. Raises ConfigError where a key is missing.
 
-    offline_url: where the offline teacher is at this time; a config only says that it wants it.
+    offline_url: where the offline teacher is at this time; a config only says that it wants it. guard: holds for all others.
     """
     names = {role.endpoint for role in (config.teacher, config.referee, config.generator)}
     async with AsyncExitStack() as stack:
-        endpoints = {
-            name: await stack.enter_async_context(
-                Endpoint(
-                    name,
-                    config.endpoints[name],
-                    store,
-                    url=offline_url if config.endpoints[name].base_url == OFFLINE_URL else "",
-                    environ=environ,
-                )
+        endpoints = {}
+        for name in sorted(names):
+            offline = config.endpoints[name].base_url == OFFLINE_URL
+            endpoint = Endpoint(
+                name,
+                config.endpoints[name],
+                calls,
+                url=offline_url if offline else "",
+                guard=None if offline else guard,
+                environ=environ,
+                on_pause=on_pause,
             )
-            for name in sorted(names)
-        }
+            endpoints[name] = await stack.enter_async_context(endpoint)
         yield EndpointRoles(
             teacher=EndpointTeacher(endpoints[config.teacher.endpoint], config.teacher),
             referee=EndpointReferee(endpoints[config.referee.endpoint], config.referee),

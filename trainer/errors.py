@@ -20,6 +20,10 @@ class TeacherUnavailable(TrainerError):
     """The endpoint could not be reached or kept failing: the same stage can go on later, nothing is lost."""
 
 
+class BudgetSpent(TrainerError):
+    """The next call could cost more than is left of a budget: the stage stops with all it has, and goes on once the budget is raised."""
+
+
 class ResponseFormatError(TrainerError):
     """A model answered something that cannot be used: ask again, then quarantine the item and count it."""
 

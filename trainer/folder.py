@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,10 +24,11 @@ from trainer.batching import Batcher
 from trainer.benchmarks import TaskScore, task_scores
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
+from trainer.folder_calls import FolderCalls
+from trainer.jsonl import drop_unfinished_line, read_jsonl, write_json, write_jsonl
 from trainer.records import (
     BenchmarkAnswer,
     Candidate,
-    Completion,
     Fate,
     Instruction,
     Judgement,
@@ -47,27 +47,6 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 ENUMS: dict[str, type[Origin] | type[Label] | type[Order] | type[Fate]] = {"origin": Origin, "label": Label, "order": Order, "fate": Fate}
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, none where there is no file. A last line that is not whole yet is left out; any other is a ConfigError."""
-    if not path.exists():
-        return []
-    records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number}, is not JSON ({error}). Restore the file, or remove that line.") from None
-    return records
-
-
-def drop_unfinished_line(path: Path) -> None:
-    """Cut off what a crash left behind the last whole line, so that the next record begins a line of its own."""
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(path, whole)
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of a run's folder for the block. Raises ConfigError where one is at work there."""
@@ -80,68 +59,25 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]], *, append: bool = False) -> None:
-    """Write records and wait until the disk has them. A new file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = path if append else path.with_name(path.name + ".new")
-    with target.open("a" if append else "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-    if not append:
-        target.replace(path)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a small JSON file, whole or not at all."""
-    target = path.with_name(path.name + ".new")
-    with target.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    target.replace(path)
-
-
-class FolderCompletions:
-    """The completions store of a folder: an index in memory over `completions.jsonl`."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known = {record["key"]: Completion(**record) for record in read_jsonl(path)}
-        self._writer = ThreadPoolExecutor(1)
-        self._add: Batcher[Completion, None] = Batcher(self._append, executor=self._writer)
-
-    async def find(self, key: str) -> Completion | None:
-        return self._known.get(key)
-
-    async def add(self, completion: Completion) -> None:
-        if completion.key not in self._known:
-            self._known[completion.key] = completion
-            await self._add(completion)
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def close(self) -> None:
-        """Wait until everything is on the disk."""
-        self._writer.shutdown()
-
-    def _append(self, completions: Sequence[Completion]) -> list[None]:
-        write_jsonl(self._path, (c.as_dict() for c in completions), append=True)
-        return [None] * len(completions)
-
-
 class FolderBook:
     """The book of a run in a folder. Raises ConfigError where the folder holds a run of another config."""
 
-    def __init__(self, folder: Path, config: RunConfig, seeds: Sequence[Instruction]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        seeds: Sequence[Instruction],
+        *,
+        most_calls: int | None = None,
+        most_nanodollars: int | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
         folder.mkdir(parents=True, exist_ok=True)
         self._keep_config()
         for path in folder.rglob("*.jsonl"):
             drop_unfinished_line(path)
-        self.completions = FolderCompletions(folder / "completions.jsonl")
+        self.calls = FolderCalls(folder / "completions.jsonl", config.endpoints, most_calls=most_calls, most_nanodollars=most_nanodollars)
         self._instructions = list(seeds)
         self._writer = ThreadPoolExecutor(1)
         self._rows: Batcher[tuple[Path, Record], None] = Batcher(self._append, executor=self._writer)
@@ -163,7 +99,6 @@ class FolderBook:
     def close(self) -> None:
         """Wait until everything is on the disk."""
         self._writer.shutdown()
-        self.completions.close()
 
     def write_pool(self, iteration: int, name: str, pool: Iterable[Instruction]) -> None:
         """Leave a pool as a file, for whoever reads the folder."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from trainer.config import LoopConfig
+from trainer.parsing import parse_instruction
 from trainer.pools import wanted
 from trainer.prompts import MARKER_WORDS
 from trainer.records import Candidate, Completion, Fate, Instruction, Label, Origin, Verdict
@@ -131,7 +132,7 @@ class _Stage:
             origin=origin,
             attempt=attempt,
             parent=parent.key,
-            text=completion.text.strip() if completion else "",
+            text=parse_instruction(completion.text) if completion else "",
             fate=_first_fate(completion),
             completion=completion.key if completion else "",
         )
@@ -140,7 +141,7 @@ class _Stage:
 def _first_fate(completion: Completion | None) -> Fate:
     if completion is None:
         return Fate.NO_REPLY
-    return Fate.CUT_OFF if completion.finish_reason == "length" else Fate.ACCEPTED
+    return Fate.ACCEPTED if completion.good else Fate.CUT_OFF
 
 
 def _decide(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from trainer.completions import Endpoint
 from trainer.config import GeneratorConfig
 from trainer.errors import ResponseFormatError
-from trainer.prompts import generator_messages
+from trainer.prompts import GENERATOR_SCHEMA, generator_messages
 from trainer.records import Completion, Instruction
+
+JSON_TOKENS = 16
+"""What the JSON around an instruction takes, generously."""
 
 
 class EndpointGenerator:
@@ -17,14 +20,18 @@ class EndpointGenerator:
         self._config = config
 
     async def create(self, parent: Instruction, *, easy: bool, sample: int) -> Completion | None:
+        messages = generator_messages(parent, easy=easy, structured=self._endpoint.structured)
+        schema = GENERATOR_SCHEMA if self._endpoint.structured else None
         try:
-            messages = generator_messages(parent, easy=easy)
-            return await self._endpoint.complete(messages, self._config, max_tokens=self._longest(parent), sample=sample)
+            return await self._endpoint.complete(
+                "generator", messages, self._config, max_tokens=self._longest(parent), sample=sample, schema=schema
+            )
         except ResponseFormatError:
             return None
 
     def _longest(self, parent: Instruction) -> int:
-        """Tokens a new instruction may have: so many for each word of its parent, at most the longest."""
-        if not self._config.tokens_per_word:
-            return self._config.max_tokens
-        return max(1, min(self._config.max_tokens, round(self._config.tokens_per_word * len(parent.prompt.split()))))
+        """Tokens a new instruction may have: so many for each word of its parent, at most the longest; and those of JSON around it."""
+        longest = self._config.max_tokens
+        if self._config.tokens_per_word:
+            longest = max(1, min(longest, round(self._config.tokens_per_word * len(parent.prompt.split()))))
+        return longest + JSON_TOKENS if self._endpoint.structured else longest

@@ -226,4 +226,9 @@ def _checkpoint(book: Book, iteration: int) -> Path:
 
 def _at_once(config: RunConfig, role: str) -> int:
     """Items under way at once: two for every call the endpoint takes, so that writing never keeps a slot empty."""
-    return 2 * config.endpoints[getattr(config, role).endpoint].max_at_once
+    settings = getattr(config, role)
+    return BATCHED_AT_ONCE if settings.batch else 2 * config.endpoints[settings.endpoint].max_at_once
+
+
+BATCHED_AT_ONCE = 20_000
+"""Items that wait for a batch at once: as many as one batch takes."""

@@ -124,9 +124,17 @@ class Candidate(Record):
     completion: str = ""
 
 
+CUT_OFF = frozenset({"length", "content_filter"})
+"""Finish reasons of a reply that is not whole."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion(Record):
-    """One paid API call, keyed by its canonical request. Only an answer is kept, never a failure."""
+    """One paid API call, keyed by its canonical request. Only an answer is kept, never a failure.
+
+    A reply that was cut off is kept too, since it was paid, but is never `good`. estimated: the server told no usage, so that the
+    tokens are counted by us. cached_tokens: those of the prompt that the server had seen before. nanodollars: what it cost.
+    """
 
     key: str
     endpoint: str
@@ -137,6 +145,16 @@ class Completion(Record):
     prompt_tokens: int
     completion_tokens: int
     latency_s: float
+    role: str = ""
+    cached_tokens: int = 0
+    nanodollars: int = 0
+    estimated: bool = False
+    batch: bool = False
+
+    @property
+    def good(self) -> bool:
+        """Whether the reply is whole: neither cut off nor withheld by a filter."""
+        return self.finish_reason not in CUT_OFF
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

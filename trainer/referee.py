@@ -6,14 +6,14 @@ from trainer.completions import Endpoint
 from trainer.config import RoleConfig
 from trainer.errors import ResponseFormatError
 from trainer.parsing import Scores, parse_scores
-from trainer.prompts import referee_messages
+from trainer.prompts import REFEREE_SCHEMA, referee_messages
 from trainer.records import Instruction, Judgement, Order, Response
 
 
 class EndpointReferee:
     """Asks again, with another sample number, when the scores cannot be read (not when the reply was cut off: it would be again).
 
-    Then gives a Judgement with the failure.
+    Then gives a Judgement with the failure. Asks for JSON where the endpoint can be asked for it.
     """
 
     def __init__(self, endpoint: Endpoint, config: RoleConfig) -> None:
@@ -22,20 +22,21 @@ class EndpointReferee:
 
     async def judge(self, instruction: Instruction, *, teacher: Response, student: Response, order: Order) -> Judgement:
         texts = (teacher.text, student.text) if order is Order.TEACHER_FIRST else (student.text, teacher.text)
-        messages = referee_messages(instruction, *texts)
+        messages = referee_messages(instruction, *texts, structured=self._endpoint.structured)
+        schema = REFEREE_SCHEMA if self._endpoint.structured else None
         failure = evidence = key = ""
         for sample in range(self._config.asks):
             try:
-                completion = await self._endpoint.complete(messages, self._config, sample=sample)
+                completion = await self._endpoint.complete("referee", messages, self._config, sample=sample, schema=schema)
                 evidence, key = completion.text, completion.key
-                if completion.finish_reason == "length":
-                    failure = f"The reply was cut off at {completion.completion_tokens} tokens."
+                if not completion.good:
+                    failure = f"The reply was cut off at {completion.completion_tokens} tokens ({completion.finish_reason})."
                     break
                 scores = parse_scores(completion.text)
             except ResponseFormatError as error:
                 failure = str(error)
                 continue
-            return _judgement(instruction, order, scores, evidence, key)
+            return _judgement(instruction, order, scores, scores.evidence or evidence, key)
         return Judgement(
             instruction=instruction.key,
             order=order,

@@ -57,13 +57,3 @@ class Student(Protocol):
     ) -> None:
         """Answer each benchmark item not in `done` greedily."""
         ...
-
-
-class CompletionStore(Protocol):
-    """Where paid answers are kept, by their content address."""
-
-    async def find(self, key: str) -> Completion | None: ...
-
-    async def add(self, completion: Completion) -> None:
-        """Durable when it returns. Adding a key that is there already changes nothing."""
-        ...

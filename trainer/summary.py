@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from trainer.folder import FolderBook
+from trainer.prices import NANODOLLARS
 from trainer.records import Fate, Label, Origin
 
 
@@ -14,7 +15,7 @@ def summarise(book: FolderBook, *, from_store: int, wall_s: float) -> dict[str, 
     begun = [k for k in range(book.config.loop.iterations + 1) if k == 0 or book.student_responses(k) or book.checkpoint(k)]
     return {
         "iterations": [_iteration(book, k) for k in begun],
-        "completions": {"asked": len(book.completions), "from_store": from_store},
+        "completions": {"asked": len(book.calls), "from_store": from_store, "dollars": book.calls.nanodollars / NANODOLLARS},
         "wall_s": round(wall_s, 1),
     }
 

@@ -21,12 +21,12 @@ class EndpointTeacher:
         failure = ""
         for sample in range(self._config.asks):
             try:
-                completion = await self._endpoint.complete(messages, self._config, sample=sample)
+                completion = await self._endpoint.complete("teacher", messages, self._config, sample=sample)
             except ResponseFormatError as error:
                 failure = str(error)
                 continue
-            if completion.finish_reason == "length":
-                failure = f"The reply was cut off at {completion.completion_tokens} tokens."
+            if not completion.good:
+                failure = f"The reply was cut off at {completion.completion_tokens} tokens ({completion.finish_reason})."
                 break
             text = completion.text.strip()
             if text:

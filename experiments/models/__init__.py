@@ -1,5 +1,6 @@
 """The tables, one noun a file."""
 
+from experiments.models.calls import Batch, Budget, LedgerLine, Pace, PendingCall
 from experiments.models.checkpoint import BenchmarkAnswer, BenchmarkScore, Checkpoint, Metric
 from experiments.models.completion import Completion
 from experiments.models.endpoint import Endpoint
@@ -10,8 +11,10 @@ from experiments.models.run import Iteration, Job, Run, Stage
 from experiments.models.verdict import Judgement, Response, Role, Verdict
 
 __all__ = [
+    "Batch",
     "BenchmarkAnswer",
     "BenchmarkScore",
+    "Budget",
     "Candidate",
     "Checkpoint",
     "Completion",
@@ -21,7 +24,10 @@ __all__ = [
     "Iteration",
     "Job",
     "Judgement",
+    "LedgerLine",
     "Metric",
+    "Pace",
+    "PendingCall",
     "Response",
     "Role",
     "Run",

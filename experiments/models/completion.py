@@ -1,7 +1,7 @@
 from django.db import models
 from django.db.models import Q
 
-from experiments.models.run import Run
+from experiments.models.calls import LedgerLine
 
 
 class Completion(models.Model):
@@ -10,17 +10,35 @@ class Completion(models.Model):
     key = models.CharField(max_length=64, primary_key=True)
     endpoint = models.CharField(max_length=100)
     model = models.CharField(max_length=200)
+    role = models.CharField(max_length=20, blank=True)
     request = models.JSONField()
     text = models.TextField(blank=True)
     finish_reason = models.CharField(max_length=30)
     prompt_tokens = models.PositiveIntegerField()
+    cached_tokens = models.PositiveIntegerField(default=0)
     completion_tokens = models.PositiveIntegerField()
+    nanodollars = models.PositiveBigIntegerField(default=0)
+    estimated = models.BooleanField(default=False, help_text="the server told no usage: tokens are counted by us")
+    batch = models.BooleanField(default=False)
     latency_s = models.FloatField()
-    run = models.ForeignKey(Run, null=True, on_delete=models.SET_NULL, related_name="completions", help_text="the run that paid for it")
+    line = models.ForeignKey(
+        LedgerLine,
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="completions",
+        db_index=False,  # the index below begins with it
+        help_text="the run, stage and role that paid for it",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         constraints = [models.CheckConstraint(condition=Q(key__regex="^[0-9a-f]{64}$"), name="completion_key_is_sha256")]
+        indexes = [models.Index(fields=["line", "key"])]
 
     def __str__(self) -> str:
         return self.key[:12]
+
+    @property
+    def good(self) -> bool:
+        """Whether the reply is whole (see `trainer.records.Completion`)."""
+        return self.finish_reason not in ("length", "content_filter")

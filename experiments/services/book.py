@@ -15,7 +15,7 @@ from django.db.models import Max, QuerySet
 
 from experiments import models, querysets
 from experiments.models import Iteration, Job, Role, Run
-from experiments.services.completions import PostgresCompletions
+from experiments.services.calls import PostgresCalls
 from experiments.services.durable import durably
 from trainer.batching import Batcher
 from trainer.benchmarks import task_scores
@@ -37,7 +37,7 @@ class PostgresBook:
         self.items_done = 0
         self._kept_candidates: set[str] = set()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"book-{job.pk}")
-        self.completions = PostgresCompletions(run_id=self.run.pk, executor=self._executor)
+        self.calls = PostgresCalls(self.config, job=job)
         self._keep_teacher_response: Batcher[Response, None] = Batcher(self._write_teacher_responses, executor=self._executor)
         self._keep_verdict: Batcher[KeptVerdict, None] = Batcher(self._write_verdicts, executor=self._executor)
         self._keep_candidate: Batcher[KeptCandidate, None] = Batcher(self._write_candidates, executor=self._executor)

@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from experiments.models import Iteration, Job, Run, Stage
 from experiments.querysets import latest_jobs, move
+from experiments.services.calls import give_up_calls_of
 from experiments.states import LIVE, MOST_CRASHES, JobState, Queue
 from lionweb.broker import BROKER_ERRORS, delete_delivered_messages
 from trainer.plan import GPU_STEPS, Planned, Step, plan
@@ -118,26 +119,37 @@ def begin_items(job: Job, *, before: int, total: int) -> None:
     Job.objects.filter(pk=job.pk).update(items_before=min(before, total) if total else 0, items_done=before, items_total=total)
 
 
-def end(job: Job, state: str, *, reason: str = "", note: str = "", items_done: int | None = None) -> bool:
+def end(job: Job, state: str, *, reason: str = "", note: str = "", items_done: int | None = None, over_budget: bool = False) -> bool:
     """End a job this worker holds, and queue what comes next. False where it was no longer ours.
 
     A job that stopped although nobody asks its run to stop (its worker shuts down, or the run was resumed meanwhile) is followed
-    by a new one at once.
+    by a new one at once; one that stopped at a budget waits until that is raised.
     """
-    return _end(job, state, only_if=Q(worker=job.worker), reason=reason, note=note, items_done=items_done)
+    only_if = Q(worker=job.worker)
+    return _end(job, state, only_if=only_if, reason=reason, note=note, items_done=items_done, over_budget=over_budget)
 
 
-def _end(job: Job, state: str, *, only_if: Q, reason: str = "", note: str = "", items_done: int | None = None) -> bool:
-    values: dict[str, Any] = {"reason": storable(reason), "note": storable(note), "ended_at": Now()}
+def _end(
+    job: Job,
+    state: str,
+    *,
+    only_if: Q,
+    reason: str = "",
+    note: str = "",
+    items_done: int | None = None,
+    over_budget: bool = False,
+) -> bool:
+    values: dict[str, Any] = {"reason": storable(reason), "note": storable(note), "ended_at": Now(), "over_budget": over_budget}
     if items_done is not None:
         values["items_done"] = items_done
     with transaction.atomic():
         run = Run.objects.select_for_update().get(pk=_run_id(job))
         if not move(job.pk, state, only_if=only_if, **values):
             return False
+        give_up_calls_of(job)
         if state in (JobState.FINISHED, JobState.CRASHED):
             advance(run.pk)
-        elif state == JobState.STOPPED and run.stop_requested_at is None:
+        elif state == JobState.STOPPED and run.stop_requested_at is None and not over_budget:
             _queue(run, Planned(job.stage.iteration.number, StageName(job.stage.name), Step(job.step)))
     logger.info("job %s %s %s", job.pk, state, reason)
     return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from django.db import transaction
 
-from experiments.models import Experiment, Instruction, Iteration, Run, SeedInstruction, SeedPool
+from experiments.models import Budget, Experiment, Instruction, Iteration, Run, SeedInstruction, SeedPool
 from experiments.services.jobs import advance
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
@@ -28,8 +28,20 @@ def new_name() -> str:
     return f"{random.choice(WORDS['adjectives'])}-{random.choice(WORDS['nouns'])}-{number + 1}"
 
 
-def launch(config: RunConfig, *, experiment: Experiment, seed_pool: SeedPool, owner: User, name: str = "") -> Run:
-    """Make a run with its iteration 0 and its own copy of the seeds, and queue its first job. Raises ConfigError for an empty pool."""
+def launch(
+    config: RunConfig,
+    *,
+    experiment: Experiment,
+    seed_pool: SeedPool,
+    owner: User,
+    name: str = "",
+    most_calls: int | None = None,
+    most_nanodollars: int | None = None,
+) -> Run:
+    """Make a run with its iteration 0, its own copy of the seeds and its budget, and queue its first job.
+
+    Raises ConfigError for an empty pool.
+    """
     with transaction.atomic():
         run = Run.objects.create(
             experiment=experiment,
@@ -45,6 +57,8 @@ def launch(config: RunConfig, *, experiment: Experiment, seed_pool: SeedPool, ow
             raise ConfigError(
                 f"Seed pool {seed_pool.name!r} is empty. Import instructions first.", fields={"seed_pool": "This pool is empty."}
             )
+        if most_calls is not None or most_nanodollars is not None:
+            Budget.objects.create(run=run, most_calls=most_calls, most_nanodollars=most_nanodollars, set_by=owner)
         advance(run.pk)
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from django.utils.safestring import SafeString, mark_safe
 from experiments.config_table import exact
 from experiments.models import Job
 from experiments.roles import ROLES, Role, role_of
+from trainer.prices import NANODOLLARS
 
 register = template.Library()
 
@@ -50,6 +52,26 @@ def nav_link(context: template.Context, name: str, text: str) -> SafeString:
 def count(value: float | None) -> str:
     """A whole number with separators: 1,500."""
     return NONE if value is None else f"{value:,.0f}"
+
+
+@register.filter
+def amount(value: int) -> str:
+    """About how many: 1,500 as it is, 390,512,000 as 391 M."""
+    for size, unit in ((1_000_000_000, "G"), (1_000_000, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+    return f"{value:,.0f}"
+
+
+@register.filter
+def dollars(nanodollars: int | None) -> str:
+    """An amount of money: $1,234.50, with two digits that say something where it is less than a cent: $0.0042."""
+    if nanodollars is None:
+        return NONE
+    value = nanodollars / NANODOLLARS
+    if value >= 0.01 or not nanodollars:
+        return f"${value:,.2f}" if nanodollars else "$0"
+    return f"${value:.{1 - math.floor(math.log10(value))}f}"
 
 
 @register.filter

@@ -11,9 +11,10 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods
 
-from experiments import charts, querysets
+from experiments import charts, querysets, querysets_calls
 from experiments.forms import ExperimentForm
 from experiments.models import BenchmarkScore, Experiment
+from experiments.querysets_calls import RunCost
 from experiments.roles import requires
 from experiments.views.paging import page_of
 from experiments.views.people import signed_in
@@ -26,6 +27,7 @@ class RunRow:
     run: Any
     hard_shares: Sequence[float]
     last_score: BenchmarkScore | None
+    cost: RunCost | None
 
     @property
     def last_hard_share(self) -> float | None:
@@ -45,10 +47,11 @@ def experiment(request: HttpRequest, experiment_id: int) -> HttpResponse:
 
 
 def run_rows(runs: Sequence[Any]) -> list[RunRow]:
-    """Runs with their hard share and last score, in two queries for all of them."""
+    """Runs with their hard share, last score and cost, in as many queries for all of them as for one."""
     counts = querysets.verdict_counts(runs)
     last: dict[int, BenchmarkScore] = {score.iteration.run_id: score for score in querysets.macro_scores(runs)}
-    return [RunRow(run, _hard_shares(counts.get(run.pk, {})), last.get(run.pk)) for run in runs]
+    costs = querysets_calls.costs_of(runs)
+    return [RunRow(run, _hard_shares(counts.get(run.pk, {})), last.get(run.pk), costs.get(run.pk)) for run in runs]
 
 
 def _hard_shares(by_iteration: dict[int, dict[str, int]]) -> list[float]:

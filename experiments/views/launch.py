@@ -1,4 +1,4 @@
-"""The launch form: a new run from a preset, or from the config of another run."""
+"""The launch form: a new run from a preset, or from the config of another run, with a forecast of what it will ask for."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_http_methods
+from django.views.decorators.http import require_http_methods, require_POST
 
+from experiments.budget_form import Caps
 from experiments.forms import DEMO_POOL, MODELS, LaunchForm, presets
+from experiments.ledger import meters
 from experiments.models import Experiment, Run, SeedPool
 from experiments.roles import requires
+from experiments.services.forecasts import forecast_launch
 from experiments.services.pools import get_demo_pool
 from experiments.services.runs import launch
 from experiments.views.people import signed_in
@@ -25,24 +28,67 @@ FIRST_PRESET = "demo"
 @require_http_methods(["GET", "POST"])
 def run_new(request: HttpRequest) -> HttpResponse:
     """GET with ?preset= or ?from=<run id> fills the form; POST launches."""
-    source = _source_run(request)
-    preset = request.GET.get("preset", "" if source else FIRST_PRESET)
     try:
-        start = source.run_config() if source else load_preset(preset)
+        form, context = _form(request)
     except ConfigError as error:
-        return render(request, "run_new.html", {"problem": str(error), "presets": presets()}, status=422)
-    form = LaunchForm(request.POST if request.method == "POST" else None, start=start, initial=_initial(request, source, preset))
+        return _unknown_start(request, error)
     if request.method == "POST" and form.is_valid():
         run = _launch(form, request)
         if run is not None:
             return redirect("run", run.pk)
-    context = {"form": form, "presets": presets(), "preset": preset, "source": source, "models": MODELS}
     return render(request, "run_new.html", context, status=422 if form.errors else 200)
+
+
+@requires("member")
+@require_POST
+def run_forecast(request: HttpRequest) -> HttpResponse:
+    """The forecast of the run in the form: the part of the page that shows it, or without htmx the page as it was filled in."""
+    try:
+        form, context = _form(request)
+    except ConfigError as error:
+        return _unknown_start(request, error)
+    context |= _forecast(form)
+    return render(request, "_forecast.html" if request.headers.get("HX-Request") else "run_new.html", context)
+
+
+def _form(request: HttpRequest) -> tuple[LaunchForm, dict[str, Any]]:
+    """The form, filled from the preset or the run that the URL names, and what its page shows. Raises ConfigError."""
+    source = _source_run(request)
+    preset = request.GET.get("preset", "" if source else FIRST_PRESET)
+    start = source.run_config() if source else load_preset(preset)
+    form = LaunchForm(request.POST if request.method == "POST" else None, start=start, initial=_initial(request, source, preset))
+    budget = getattr(source, "budget", None)
+    return form, {
+        "form": form,
+        "presets": presets(),
+        "preset": preset,
+        "source": source,
+        "source_budget": budget,
+        "models": MODELS,
+        "query": request.GET.urlencode(),
+    }
+
+
+def _unknown_start(request: HttpRequest, error: ConfigError) -> HttpResponse:
+    return render(request, "run_new.html", {"problem": str(error), "presets": presets()}, status=422)
 
 
 def _source_run(request: HttpRequest) -> Run | None:
     run_id = request.GET.get("from", "")
-    return get_object_or_404(Run, pk=int(run_id)) if run_id.isdecimal() and len(run_id) < 19 else None
+    runs = Run.objects.select_related("budget")
+    return get_object_or_404(runs, pk=int(run_id)) if run_id.isdecimal() and len(run_id) < 19 else None
+
+
+def _forecast(form: LaunchForm) -> dict[str, Any]:
+    """The forecast of a filled-in form, or what is missing for one."""
+    form.is_valid()
+    missing = form.not_forecast
+    if missing:
+        return {"missing": missing}
+    chosen = form.cleaned_data["seed_pool"]
+    forecast = forecast_launch(form.config, None if chosen == DEMO_POOL else SeedPool.objects.get(pk=int(chosen)))
+    caps: Caps = {"most_calls": form.cleaned_data.get("most_calls"), "most_nanodollars": form.cleaned_data.get("most_dollars")}
+    return {"forecast": forecast, "meters": meters(forecast, **caps)}
 
 
 def _initial(request: HttpRequest, source: Run | None, preset: str) -> dict[str, Any]:
@@ -61,9 +107,15 @@ def _launch(form: LaunchForm, request: HttpRequest) -> Run | None:
     """The launched run, or None with the form's errors filled in."""
     try:
         with transaction.atomic():
-            pool = _seed_pool(form.cleaned_data["seed_pool"], form.config)
-            name = form.cleaned_data["run_name"]
-            return launch(form.config, experiment=_experiment(form, request), seed_pool=pool, owner=signed_in(request), name=name)
+            return launch(
+                form.config,
+                experiment=_experiment(form, request),
+                seed_pool=_seed_pool(form.cleaned_data["seed_pool"], form.config),
+                owner=signed_in(request),
+                name=form.cleaned_data["run_name"],
+                most_calls=form.cleaned_data["most_calls"],
+                most_nanodollars=form.cleaned_data["most_dollars"],
+            )
     except ConfigError as error:
         form.add_config_error(error)
     except IntegrityError:  # somebody took the name in the meantime

@@ -11,7 +11,9 @@ from django.views.decorators.http import require_GET, require_POST
 
 from experiments import charts, querysets
 from experiments.board import STAGE_ORDER, Board, read_board
+from experiments.budget_form import BudgetForm, in_dollars, whole_cents
 from experiments.config_table import config_rows
+from experiments.ledger import Costs, read_costs
 from experiments.models import BenchmarkAnswer, BenchmarkScore, Iteration, Run
 from experiments.roles import requires
 from experiments.services import jobs
@@ -38,9 +40,12 @@ def run_live(request: HttpRequest, run_id: int) -> HttpResponse:
 
 
 def _board_context(board: Board) -> dict[str, Any]:
+    costs = read_costs(board)
     return {
         "run": board.run,
         "board": board,
+        "costs": costs,
+        "budget_form": _budget_form(costs),
         "stages": STAGE_ORDER,
         "charts": [
             charts.pool_chart(board),
@@ -50,6 +55,17 @@ def _board_context(board: Board) -> dict[str, Any]:
         "can_stop": board.run.state in (RunState.QUEUED, RunState.RUNNING),
         "can_resume": board.run.state in (RunState.FAILED, RunState.STOPPED) or bool(board.failures),
     }
+
+
+def _budget_form(costs: Costs) -> BudgetForm:
+    """The form of the run's budget; where the run stopped at it, with what the forecast needs."""
+    form = BudgetForm(budget=costs.budget)
+    needed = {name: meter.needed for name, meter in costs.meters.items() if costs.stopped}
+    if "calls" in needed:
+        form.initial["most_calls"] = needed["calls"]
+    if "dollars" in needed:
+        form.initial["most_dollars"] = in_dollars(whole_cents(needed["dollars"]))
+    return form
 
 
 @requires("member")

@@ -13,7 +13,7 @@ import sys
 
 from tests.bench.report import say
 
-SUBJECTS = ("similarity", "calls", "respond", "imitate", "evaluate", "pages_runs", "pages_instructions", "start", "demo")
+SUBJECTS = ("similarity", "calls", "calls_limited", "respond", "imitate", "evaluate", "pages_runs", "pages_instructions", "start", "demo")
 
 
 def main() -> int:

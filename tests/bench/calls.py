@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 from tests.bench.place import database
 from tests.bench.report import Bar, Figure, in_turn
 from trainer.batching import for_each
 from trainer.completions import Endpoint
-from trainer.config import EndpointConfig, RoleConfig
+from trainer.config import EndpointConfig, RoleConfig, RunConfig
+from trainer.demo.chat import MODEL
+from trainer.demo.knobs import Knobs
 from trainer.demo.process import OfflineTeacher
-from trainer.demo.server import MODEL, Knobs
 
 LATENCY_MS = 50
 AT_ONCE = 64
@@ -21,10 +21,9 @@ CALLS = 1000
 
 
 def measure() -> Iterator[Figure]:
-    with database(), ThreadPoolExecutor(1) as executor, OfflineTeacher(Knobs(latency_ms=LATENCY_MS)) as teacher:
+    with database(), OfflineTeacher(Knobs(latency_ms=LATENCY_MS)) as teacher:
         url = teacher.base_url
-        pair = in_turn(lambda n: asyncio.run(through_ours(url, executor, n)), lambda n: asyncio.run(through_bare(url, n)), unit=" calls/s")
-        _close_connection(executor)
+        pair = in_turn(lambda n: asyncio.run(through_ours(url, n)), lambda n: asyncio.run(through_bare(url, n)), unit=" calls/s")
     against = f"AsyncOpenAI with a semaphore, answers in memory: {pair.theirs:.0f} calls/s"
     yield Figure(
         name="calls", value=pair.ours, unit="calls/s", bar=Bar(at_least=250, ratio_at_least=0.9), against=against, ratio=pair.ratio
@@ -37,17 +36,17 @@ def messages_of(side: str, number: int, call: int) -> list[dict[str, str]]:
     return [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": text}]
 
 
-async def through_ours(url: str, executor: ThreadPoolExecutor, number: int) -> float:
+async def through_ours(url: str, number: int) -> float:
     """Calls per second of the client that the steps use, on the store in Postgres."""
-    from experiments.services.completions import PostgresCompletions
+    from experiments.services.calls import PostgresCalls
 
-    store = PostgresCompletions(run_id=None, executor=executor)
     config = EndpointConfig(base_url=url, model=MODEL, key_env="", max_at_once=AT_ONCE, send_seed=True)
     role = RoleConfig(endpoint="offline")
-    async with Endpoint("offline", config, store) as endpoint:
+    calls = PostgresCalls(RunConfig(endpoints={"offline": config}))
+    async with Endpoint("offline", config, calls) as endpoint:
 
         async def call(at: int) -> None:
-            await endpoint.complete(messages_of("ours", number, at), role)
+            await endpoint.complete("teacher", messages_of("ours", number, at), role)
 
         started = monotonic()
         await for_each(range(CALLS), call, at_once=2 * AT_ONCE)
@@ -80,9 +79,3 @@ async def through_bare(url: str, number: int) -> float:
         await asyncio.gather(*map(call, range(CALLS)))
         assert len(answers) == CALLS
         return CALLS / (monotonic() - started)
-
-
-def _close_connection(executor: ThreadPoolExecutor) -> None:
-    from django.db import connection
-
-    executor.submit(lambda: connection.close()).result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ import psutil
 import pytest
 from django.contrib.auth.models import User
 
-from experiments.models import Candidate, Completion, Job, Judgement, Metric, Run, Verdict
+from experiments import models
+from experiments.models import Candidate, Completion, Job, Judgement, Metric, Response, Run, Verdict
 from experiments.querysets import runs_with_state
 from experiments.services import jobs, runs
 from experiments.services.pools import import_seed_pool
@@ -21,8 +23,9 @@ from experiments.states import JobState, RunState
 from tests import compare, make, tiny
 from tests.stack import Workers, free_port, wait_until
 from trainer.config import EndpointConfig, RunConfig
+from trainer.demo.knobs import Knobs
 from trainer.demo.process import OfflineTeacher
-from trainer.demo.server import Knobs
+from trainer.pacing import Pace
 from trainer.records import Instruction, Label
 from trainer.seed_pools import read_seed_pool
 
@@ -151,8 +154,8 @@ def test_a_kill_in_the_middle_of_a_stage_changes_nothing(
     assert compare.of_database(run) == undisturbed
     assert_adds_up(run)
     assert Completion.objects.count() == teacher.stats()["distinct"]
-    # Only what the teacher worker had on its way when it died may be asked twice: calls not answered, and answers not written yet.
-    on_the_way = 2 * config.endpoints["offline"].max_at_once
+    # Only what the teacher worker had on its way when it died may be asked twice, and the ledger counts it.
+    on_the_way = config.endpoints["offline"].max_at_once
     assert teacher.stats()["repeated"] <= (on_the_way if victim == "teacher" else 0)
 
 
@@ -207,16 +210,38 @@ def _with_endpoint(config: RunConfig, **values: Any) -> RunConfig:
     return replace(config, endpoints={"offline": endpoint})
 
 
-def test_an_unreachable_endpoint_is_told_and_resuming_goes_on(celery_workers: Workers, launch: Launch, config: RunConfig) -> None:
+def test_an_unreachable_endpoint_is_told_and_waited_for(celery_workers: Workers, launch: Launch, config: RunConfig) -> None:
     run = launch(replace(config, loop=replace(config.loop, iterations=0)))
-    wait_for_end(run)
-    assert state_of(run) == RunState.FAILED
-    assert f"http://127.0.0.1:{PORT}/v1" in _failed(run)[0]
-    assert "could not be reached" in _failed(run)[0]
+    wait_until(lambda: bool(_waits_for_endpoint()), timeout_s=60, what="the endpoint to be found unwell")
+    assert "could not be reached" in _waits_for_endpoint()
+    assert state_of(run) == RunState.RUNNING
     with OfflineTeacher(port=PORT):
-        jobs.resume_run(run)
         wait_for_end(run)
     assert state_of(run) == RunState.FINISHED
+    assert not Response.objects.exclude(failure="").exists()
+
+
+def _waits_for_endpoint() -> str:
+    """What is said of an endpoint that is unwell, or ""."""
+    return "".join(Pace.from_dict(row.state).words(time.time()) for row in models.Pace.objects.all())
+
+
+def test_a_budget_stops_a_run_with_all_it_has_and_raising_it_goes_on(
+    celery_workers: Workers, launch: Launch, config: RunConfig, undisturbed: dict[str, Any]
+) -> None:
+    with OfflineTeacher(port=PORT) as teacher:
+        run = launch(config)
+        models.Budget.objects.create(run=run, most_calls=150)
+        wait_for_end(run)
+        assert state_of(run) == RunState.STOPPED
+        stopped = Job.objects.get(stage__iteration__run=run, over_budget=True)
+        assert "150 of 150 calls are made" in stopped.reason
+        assert teacher.stats()["answered"] == Completion.objects.count() == 150
+        models.Budget.objects.update(most_calls=100_000)
+        jobs.resume_run(run)
+        wait_for_end(run)
+    assert (state_of(run), _failed(run)) == (RunState.FINISHED, [])
+    assert compare.of_database(run) == undisturbed
 
 
 def test_a_missing_key_names_its_variable(celery_workers: Workers, launch: Launch, config: RunConfig) -> None:

@@ -15,8 +15,8 @@ from lionweb import embedded
 from tests import tiny
 from tests.local.process import LionWeb
 from tests.stack import ROOT, free_port, wait_until
+from trainer.demo.knobs import Knobs
 from trainer.demo.process import OfflineTeacher
-from trainer.demo.server import Knobs
 
 LAUNCH = """
 import json, sys

@@ -12,10 +12,10 @@ import pytest
 from tests import tiny
 from tests.stack import free_port, wait_until
 from trainer.__main__ import find_config, main
+from trainer.demo.knobs import Knobs
 from trainer.demo.process import OfflineTeacher
-from trainer.demo.server import Knobs
 from trainer.errors import ConfigError
-from trainer.folder import read_jsonl
+from trainer.jsonl import read_jsonl
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

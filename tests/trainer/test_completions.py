@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from trainer.completions import FAILURES_IN_A_ROW, Endpoint, completion_key
+from trainer.calls import Calls
+from trainer.completions import FAILURES_IN_A_ROW, Endpoint
 from trainer.config import EndpointConfig, GeneratorConfig, RoleConfig
-from trainer.errors import ConfigError, ResponseFormatError, TeacherUnavailable
-from trainer.folder import FolderCompletions
+from trainer.errors import BudgetSpent, ConfigError, ResponseFormatError, TeacherUnavailable
+from trainer.folder_calls import FolderCalls
 from trainer.generator import EndpointGenerator
 from trainer.records import Completion, Instruction, Order, Response
 from trainer.referee import EndpointReferee
-from trainer.roles import CompletionStore
 from trainer.teacher import EndpointTeacher
+from trainer.wire import completion_key
 
 Reply = tuple[int, dict[str, str], str]
 """Status, headers, body."""
@@ -88,17 +89,6 @@ class Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-class MemoryStore:
-    def __init__(self) -> None:
-        self.kept: dict[str, Completion] = {}
-
-    async def find(self, key: str) -> Completion | None:
-        return self.kept.get(key)
-
-    async def add(self, completion: Completion) -> None:
-        self.kept[completion.key] = completion
-
-
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
     it = FakeServer()
@@ -111,18 +101,21 @@ def server() -> Iterator[FakeServer]:
     it.server_close()
 
 
+def calls_in(path: Path | None = None, **budget: int) -> FolderCalls:
+    return FolderCalls(path, {"fake": EndpointConfig(max_at_once=4, rpm=600_000)}, **budget)
+
+
 @pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
+def store() -> FolderCalls:
+    """The calls of one process, kept in memory alone."""
+    return calls_in()
 
 
 def config_of(server: FakeServer, **values: Any) -> EndpointConfig:
     return replace(EndpointConfig(base_url=server.url, model="fake", key_env="", max_at_once=4, timeout_s=5, retries=0), **values)
 
 
-def with_endpoint(
-    config: EndpointConfig, store: CompletionStore, work: Callable[[Endpoint], Any], environ: dict[str, str] | None = None
-) -> Any:
+def with_endpoint(config: EndpointConfig, store: Calls, work: Callable[[Endpoint], Any], environ: dict[str, str] | None = None) -> Any:
     async def run() -> Any:
         async with Endpoint("fake", config, store, environ=environ or {}) as endpoint:
             return await work(endpoint)
@@ -130,28 +123,30 @@ def with_endpoint(
     return asyncio.run(run())
 
 
-def ask(server: FakeServer, store: MemoryStore, *, sample: int = 0, **values: Any) -> Completion:
-    completion: Completion = with_endpoint(config_of(server, **values), store, lambda e: e.complete(MESSAGES, ROLE, sample=sample))
+def ask(server: FakeServer, store: FolderCalls, *, sample: int = 0, **values: Any) -> Completion:
+    completion: Completion = with_endpoint(
+        config_of(server, **values), store, lambda e: e.complete("teacher", MESSAGES, ROLE, sample=sample)
+    )
     return completion
 
 
-def test_an_answer_is_kept_and_never_asked_for_again(server: FakeServer, store: MemoryStore) -> None:
+def test_an_answer_is_kept_and_never_asked_for_again(server: FakeServer, store: FolderCalls) -> None:
     first = ask(server, store)
     assert ask(server, store) == first
     assert (first.text, first.prompt_tokens, first.completion_tokens, len(server.calls)) == ("answer 1", 5, 2, 1)
-    assert store.kept == {first.key: first}
+    assert store.kept == [first]
 
 
-def test_another_sample_number_is_another_call(server: FakeServer, store: MemoryStore) -> None:
+def test_another_sample_number_is_another_call(server: FakeServer, store: FolderCalls) -> None:
     assert ask(server, store, sample=0).text != ask(server, store, sample=1).text
     assert "seed" not in server.calls[0]
     ask(server, store, sample=2, send_seed=True)
     assert server.calls[-1]["seed"] == 2
 
 
-def test_the_same_question_at_the_same_time_is_one_call(server: FakeServer, store: MemoryStore) -> None:
+def test_the_same_question_at_the_same_time_is_one_call(server: FakeServer, store: FolderCalls) -> None:
     async def work(endpoint: Endpoint) -> list[Completion]:
-        return list(await asyncio.gather(*(endpoint.complete(MESSAGES, ROLE) for _ in range(5))))
+        return list(await asyncio.gather(*(endpoint.complete("teacher", MESSAGES, ROLE) for _ in range(5))))
 
     assert len({completion.text for completion in with_endpoint(config_of(server), store, work)}) == 1
     assert len(server.calls) == 1
@@ -162,12 +157,12 @@ def test_the_key_does_not_depend_on_the_order_of_the_request() -> None:
     assert completion_key({"a": 1}) != completion_key({"a": 2})
 
 
-def test_a_call_tells_its_content_address_so_that_a_server_may_charge_once(server: FakeServer, store: MemoryStore) -> None:
+def test_a_call_tells_its_content_address_so_that_a_server_may_charge_once(server: FakeServer, store: FolderCalls) -> None:
     completion = ask(server, store)
     assert server.headers_seen[0]["idempotency-key"] == completion.key
 
 
-def test_no_more_calls_are_under_way_than_the_endpoint_takes(server: FakeServer, store: MemoryStore) -> None:
+def test_no_more_calls_are_under_way_than_the_endpoint_takes(server: FakeServer, store: FolderCalls) -> None:
     under_way = most = 0
     lock = threading.Lock()
     both = threading.Barrier(2, timeout=5)
@@ -185,18 +180,18 @@ def test_no_more_calls_are_under_way_than_the_endpoint_takes(server: FakeServer,
     server.answer = answer
 
     async def work(endpoint: Endpoint) -> None:
-        await asyncio.gather(*(endpoint.complete(MESSAGES, ROLE, sample=n) for n in range(8)))
+        await asyncio.gather(*(endpoint.complete("teacher", MESSAGES, ROLE, sample=n) for n in range(8)))
 
-    with_endpoint(config_of(server, max_at_once=2), store, work)
+    with_endpoint(config_of(server), FolderCalls(None, {"fake": EndpointConfig(max_at_once=2, rpm=600_000)}), work)
     assert most == 2
     assert len(server.calls) == 8
 
 
-def test_a_stop_keeps_the_answers_that_are_on_their_way_and_starts_no_new_calls(server: FakeServer, store: MemoryStore) -> None:
+def test_a_stop_keeps_the_answers_that_are_on_their_way_and_starts_no_new_calls(server: FakeServer, store: FolderCalls) -> None:
     server.go.clear()
 
     async def work(endpoint: Endpoint) -> None:
-        calls = [asyncio.create_task(endpoint.complete(MESSAGES, ROLE, sample=n)) for n in range(9)]
+        calls = [asyncio.create_task(endpoint.complete("teacher", MESSAGES, ROLE, sample=n)) for n in range(9)]
         while len(server.calls) < 4:
             await asyncio.sleep(0.01)
         for call in calls:
@@ -208,45 +203,79 @@ def test_a_stop_keeps_the_answers_that_are_on_their_way_and_starts_no_new_calls(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_passing_fault_is_tried_again(server: FakeServer, store: MemoryStore, status: int) -> None:
+def test_a_passing_fault_is_tried_again(server: FakeServer, store: FolderCalls, status: int) -> None:
     server.answer = lambda number, request: refused(status) if number == 1 else said("well again")
     assert ask(server, store, retries=1).text == "well again"
 
 
-def test_nothing_is_kept_of_a_failure(server: FakeServer, store: MemoryStore) -> None:
+def test_nothing_is_kept_of_a_failure(server: FakeServer, store: FolderCalls) -> None:
     server.answer = lambda number, request: refused(500, "boom")
-    with pytest.raises(TeacherUnavailable, match=r"HTTP 500.*boom.*resume"):
+    with pytest.raises(ResponseFormatError, match=r"No answer after 1 attempts.*HTTP 500.*boom"):
         ask(server, store)
-    assert store.kept == {}
+    assert store.kept == []
 
 
-def test_an_outage_quarantines_nothing(server: FakeServer, store: MemoryStore) -> None:
-    server.answer = lambda number, request: refused(503, "busy") if number % 4 else said("fine")
-    with pytest.raises(TeacherUnavailable, match="HTTP 503"):
-        respond(server, store)
+def test_an_outage_quarantines_nothing_and_ends_by_itself(server: FakeServer, store: FolderCalls) -> None:
+    server.answer = lambda number, request: refused(503, "busy") if number < 16 else said("fine")
+    pauses: list[str] = []
+
+    async def work(endpoint: Endpoint) -> list[Completion]:
+        return list(await asyncio.gather(*(endpoint.complete("teacher", MESSAGES, ROLE, sample=n) for n in range(8))))
+
+    async def run() -> list[Completion]:
+        async with Endpoint("fake", config_of(server, retries=2), store, environ={}, on_pause=pauses.append) as endpoint:
+            return await work(endpoint)
+
+    assert [completion.text for completion in asyncio.run(run())] == ["fine"] * 8
+    assert "HTTP 503" in pauses[0]
+    assert pauses[-1] == ""
 
 
-def test_half_a_character_and_nul_do_not_keep_an_answer_from_being_kept(server: FakeServer, store: MemoryStore, tmp_path: Path) -> None:
+def test_the_last_call_of_a_budget_is_the_last_call(server: FakeServer) -> None:
+    async def work(endpoint: Endpoint) -> None:
+        await asyncio.gather(*(endpoint.complete("teacher", MESSAGES, ROLE, sample=n) for n in range(30)))
+
+    store = calls_in(most_calls=11)
+    with pytest.raises(BudgetSpent, match=r"11 of 11 calls are made. Raise it to go on"):
+        with_endpoint(config_of(server), store, work)
+    assert len(server.calls) == len(store.kept) == 11
+
+
+def test_no_call_is_made_that_could_cost_more_than_is_left(server: FakeServer) -> None:
+    priced = config_of(server, price_input=1.0, price_output=10.0)
+    most_of_one = 10_000 * ROLE.max_tokens  # nanodollars of the longest reply, its prompt apart
+    store = calls_in(most_nanodollars=2 * most_of_one)
+
+    async def work(endpoint: Endpoint) -> None:
+        await asyncio.gather(*(endpoint.complete("teacher", MESSAGES, ROLE, sample=n) for n in range(10_000)))
+
+    with pytest.raises(BudgetSpent, match="Raise it to go on"):
+        with_endpoint(priced, store, work)
+    assert store.nanodollars == sum(completion.nanodollars for completion in store.kept) == 25_000 * len(server.calls)
+    assert most_of_one - 50_000 < store.nanodollars <= 2 * most_of_one
+
+
+def test_half_a_character_and_nul_do_not_keep_an_answer_from_being_kept(server: FakeServer, store: FolderCalls, tmp_path: Path) -> None:
     server.answer = lambda number, request: said("half \ud83d and \x00 nothing")
     assert ask(server, store).text == "half ? and  nothing"
-    folder = FolderCompletions(tmp_path / "completions.jsonl")
-    with_endpoint(config_of(server), folder, lambda e: e.complete(MESSAGES, ROLE))
-    assert len(FolderCompletions(tmp_path / "completions.jsonl")) == 1
+    folder = calls_in(tmp_path / "completions.jsonl")
+    with_endpoint(config_of(server), folder, lambda e: e.complete("teacher", MESSAGES, ROLE))
+    assert len(calls_in(tmp_path / "completions.jsonl")) == 1
 
 
-def test_another_server_behind_the_same_name_is_asked_anew(server: FakeServer, store: MemoryStore) -> None:
+def test_another_server_behind_the_same_name_is_asked_anew(server: FakeServer, store: FolderCalls) -> None:
     ask(server, store)
     elsewhere = server.url.replace("127.0.0.1", "localhost")
     ask(server, store, base_url=elsewhere)
     assert len(store.kept) == len(server.calls) == 2
 
 
-def test_the_offline_teacher_may_move_without_being_asked_anew(server: FakeServer, store: MemoryStore) -> None:
+def test_the_offline_teacher_may_move_without_being_asked_anew(server: FakeServer, store: FolderCalls) -> None:
     config = config_of(server, base_url="offline")
 
     async def once() -> str:
         async with Endpoint("fake", config, store, url=server.url, environ={}) as endpoint:
-            return (await endpoint.complete(MESSAGES, ROLE)).key
+            return (await endpoint.complete("teacher", MESSAGES, ROLE)).key
 
     assert asyncio.run(once()) == asyncio.run(once())
     assert len(server.calls) == 1
@@ -258,7 +287,6 @@ def test_the_offline_teacher_may_move_without_being_asked_anew(server: FakeServe
         (refused(401, "bad key"), ConfigError, "refused the key"),
         (refused(403, "not yours"), ConfigError, "refused the key"),
         (refused(404, "no such model"), ConfigError, "does not know the model 'fake'"),
-        (refused(429, "slow down"), TeacherUnavailable, "Lower 'calls at once'"),
         (refused(400, "context length"), ResponseFormatError, "context length"),
         ((400, {"Content-Type": "application/json"}, '{"detail": "pinned to a model"}'), ResponseFormatError, "pinned to a model"),
         ((302, {"Location": "http://127.0.0.1:1/"}, ""), ConfigError, "redirects elsewhere"),
@@ -268,34 +296,35 @@ def test_the_offline_teacher_may_move_without_being_asked_anew(server: FakeServe
     ],
 )
 def test_what_goes_wrong_is_sorted_by_who_can_act(
-    server: FakeServer, store: MemoryStore, reply: Reply, error: type[Exception], words: str
+    server: FakeServer, store: FolderCalls, reply: Reply, error: type[Exception], words: str
 ) -> None:
     server.answer = lambda number, request: reply
     with pytest.raises(error, match=words):
         ask(server, store)
 
 
-def test_an_endpoint_that_is_down_is_named_with_its_address(store: MemoryStore) -> None:
+def test_an_endpoint_that_is_down_is_named_with_its_address(store: FolderCalls) -> None:
     config = EndpointConfig(base_url="http://127.0.0.1:9/v1", key_env="", retries=0)
-    with pytest.raises(TeacherUnavailable, match=r"'fake' \(http://127.0.0.1:9/v1\) could not be reached"):
-        with_endpoint(config, store, lambda e: e.complete(MESSAGES, ROLE))
+    with pytest.raises(ResponseFormatError, match=r"'fake' \(http://127.0.0.1:9/v1\) could not be reached"):
+        with_endpoint(config, store, lambda e: e.complete("teacher", MESSAGES, ROLE))
 
 
-def test_a_silent_endpoint_is_given_up_after_its_timeout(server: FakeServer, store: MemoryStore) -> None:
+def test_a_silent_endpoint_is_given_up_after_its_timeout(server: FakeServer, store: FolderCalls) -> None:
     server.go.clear()
-    with pytest.raises(TeacherUnavailable, match=r"did not answer within 0.2 s"):
+    with pytest.raises(ResponseFormatError, match=r"did not answer within 0.2 s"):
         ask(server, store, timeout_s=0.2)
+    assert store.unanswered == {"teacher": 1}
 
 
-def test_a_missing_key_names_the_variable_and_a_set_one_is_sent(server: FakeServer, store: MemoryStore) -> None:
+def test_a_missing_key_names_the_variable_and_a_set_one_is_sent(server: FakeServer, store: FolderCalls) -> None:
     config = config_of(server, key_env="MY_KEY")
     with pytest.raises(ConfigError, match="MY_KEY, which is not set"):
         Endpoint("fake", config, store, environ={})
-    with_endpoint(config, store, lambda e: e.complete(MESSAGES, ROLE), environ={"MY_KEY": "s3cret"})
+    with_endpoint(config, store, lambda e: e.complete("teacher", MESSAGES, ROLE), environ={"MY_KEY": "s3cret"})
     assert server.headers_seen[0]["authorization"] == "Bearer s3cret"
 
 
-def test_an_endpoint_that_fails_every_call_stops_the_stage_instead_of_burning_the_pool(server: FakeServer, store: MemoryStore) -> None:
+def test_an_endpoint_that_fails_every_call_stops_the_stage_instead_of_burning_the_pool(server: FakeServer, store: FolderCalls) -> None:
     server.answer = lambda number, request: refused(400, "no such parameter")
 
     async def work(endpoint: Endpoint) -> None:
@@ -314,25 +343,25 @@ def test_an_endpoint_that_fails_every_call_stops_the_stage_instead_of_burning_th
 INSTRUCTION = Instruction(key="a", text="Add 1 and 1.")
 
 
-def respond(server: FakeServer, store: MemoryStore) -> Response:
+def respond(server: FakeServer, store: FolderCalls) -> Response:
     response: Response = with_endpoint(config_of(server), store, lambda e: EndpointTeacher(e, ROLE).respond(INSTRUCTION))
     return response
 
 
-def test_a_teacher_that_is_cut_off_is_given_up_at_once_for_it_would_be_cut_off_again(server: FakeServer, store: MemoryStore) -> None:
+def test_a_teacher_that_is_cut_off_is_given_up_at_once_for_it_would_be_cut_off_again(server: FakeServer, store: FolderCalls) -> None:
     server.answer = lambda number, request: said("and then", finish_reason="length")
     response = respond(server, store)
-    assert (response.text, response.failure) == ("", "The reply was cut off at 2 tokens.")
+    assert (response.text, response.failure) == ("", "The reply was cut off at 2 tokens (length).")
     assert len(server.calls) == 1
 
 
-def test_an_empty_reply_is_asked_for_again(server: FakeServer, store: MemoryStore) -> None:
+def test_an_empty_reply_is_asked_for_again(server: FakeServer, store: FolderCalls) -> None:
     server.answer = lambda number, request: said("  \n" if number == 1 else " 2 \n")
     assert respond(server, store).text == "2"
 
 
 @pytest.mark.parametrize("order", list(Order))
-def test_the_referees_scores_find_their_side_in_both_orders(server: FakeServer, store: MemoryStore, order: Order) -> None:
+def test_the_referees_scores_find_their_side_in_both_orders(server: FakeServer, store: FolderCalls, order: Order) -> None:
     def answer(number: int, request: dict[str, Any]) -> Reply:
         text = request["messages"][-1]["content"]
         first_is_teacher = text.index("the teacher's words") < text.index("the student's words")
@@ -347,7 +376,7 @@ def test_the_referees_scores_find_their_side_in_both_orders(server: FakeServer, 
     assert (judgement.teacher_score, judgement.student_score, judgement.failure) == (9.0, 4.0, "")
 
 
-def test_an_unreadable_referee_is_asked_again_and_then_told_with_its_words_and_no_number(server: FakeServer, store: MemoryStore) -> None:
+def test_an_unreadable_referee_is_asked_again_and_then_told_with_its_words_and_no_number(server: FakeServer, store: FolderCalls) -> None:
     server.answer = lambda number, request: said("I like them both.")
     one = Response(instruction="a", text="x")
     judgement = with_endpoint(
@@ -358,7 +387,7 @@ def test_an_unreadable_referee_is_asked_again_and_then_told_with_its_words_and_n
     assert len(server.calls) == ROLE.asks
 
 
-def test_a_generator_whose_call_fails_gives_no_candidate(server: FakeServer, store: MemoryStore) -> None:
+def test_a_generator_whose_call_fails_gives_no_candidate(server: FakeServer, store: FolderCalls) -> None:
     server.answer = lambda number, request: refused(400, "content filter")
     generator = GeneratorConfig(endpoint="fake")
     assert (
@@ -368,7 +397,7 @@ def test_a_generator_whose_call_fails_gives_no_candidate(server: FakeServer, sto
 
 @pytest.mark.parametrize(("per_word", "longest"), [(4.0, 16), (0.0, 1024), (1000.0, 1024)])
 def test_a_new_instruction_may_be_so_many_tokens_for_each_word_of_its_parent(
-    server: FakeServer, store: MemoryStore, per_word: float, longest: int
+    server: FakeServer, store: FolderCalls, per_word: float, longest: int
 ) -> None:
     generator = GeneratorConfig(endpoint="fake", tokens_per_word=per_word)
     with_endpoint(config_of(server), store, lambda e: EndpointGenerator(e, generator).create(INSTRUCTION, easy=False, sample=1))

@@ -10,7 +10,8 @@ import pytest
 from tests.fakes import FakeDesk, FakeReferee, FakeTeacher
 from trainer.config import EvaluationConfig, LoopConfig, RunConfig
 from trainer.errors import ConfigError
-from trainer.folder import FolderBook, drop_unfinished_line, locked, read_jsonl
+from trainer.folder import FolderBook, locked
+from trainer.jsonl import drop_unfinished_line, read_jsonl
 from trainer.loop import distil, run_step
 from trainer.plan import Planned, Stage, Step, plan
 from trainer.records import Instruction, Label

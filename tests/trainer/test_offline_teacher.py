@@ -15,17 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.asking import CLIENT, ask, text_of
 from trainer import prompts
 from trainer.demo.__main__ import main
+from trainer.demo.chat import MODEL
+from trainer.demo.knobs import Knobs
+from trainer.demo.play import INJECTIONS, MIDDLE_SCORE, UNKNOWN_TASK, create, judge, play, read_referee
 from trainer.demo.process import OfflineTeacher
-from trainer.demo.server import INJECTIONS, MIDDLE_SCORE, MODEL, UNKNOWN_TASK, Bucket, Knobs, OfflineTeacherApp, create, judge, read_referee
 from trainer.demo.tasks import KINDS, answer, is_held_out, kind_of
 from trainer.errors import ResponseFormatError, TeacherUnavailable
 from trainer.parsing import parse_scores
 from trainer.records import Instruction
 
 TASK = Instruction(key="seed-000000", text="reverse: badc")
-CLIENT = httpx.Client(trust_env=False, timeout=30)
 POEM = Instruction(key="seed-000001", text="Write a poem.", input="About {rain}.")
 
 
@@ -33,18 +35,6 @@ POEM = Instruction(key="seed-000001", text="Write a poem.", input="About {rain}.
 def teacher() -> Iterator[OfflineTeacher]:
     with OfflineTeacher() as running:
         yield running
-
-
-def ask(
-    running: OfflineTeacher, messages: list[prompts.Message], *, headers: dict[str, str] | None = None, **parameters: Any
-) -> httpx.Response:
-    body = {"model": MODEL, "messages": messages, "max_tokens": 512, **parameters}
-    return CLIENT.post(f"{running.base_url}/chat/completions", json=body, headers=headers)
-
-
-def text_of(reply: httpx.Response) -> str:
-    assert reply.status_code == 200, reply.text
-    return str(reply.json()["choices"][0]["message"]["content"])
 
 
 def digest(number: int) -> bytes:
@@ -141,49 +131,13 @@ def test_stats_count_calls_by_role_and_tell_repeated_requests_from_distinct_ones
         for seed in (1, 1, 2):
             ask(running, prompts.teacher_messages(TASK), seed=seed)
         ask(running, prompts.referee_messages(TASK, "a", "b"))
-        ask(running, prompts.generator_messages(TASK, easy=True), headers={"Idempotency-Key": "one"})
-        ask(running, prompts.generator_messages(TASK, easy=True), headers={"Idempotency-Key": "two"})
+        ask(running, prompts.generator_messages(TASK, easy=True), key="one")
+        ask(running, prompts.generator_messages(TASK, easy=True), key="two")
         ask(running, prompts.teacher_messages(TASK), model="none")
         stats = running.stats()
     assert stats["calls"] == {"teacher": 3, "referee": 1, "generator": 2, "other": 0}
     assert (stats["answered"], stats["distinct"], stats["repeated"], stats["refused"]) == (6, 5, 1, 1)
     assert stats["completion_tokens"] > 6
-
-
-def test_above_its_limit_it_answers_429_and_says_when_to_come_again() -> None:
-    with OfflineTeacher(Knobs(rpm=60)) as running:
-        first, second = (ask(running, prompts.teacher_messages(TASK)) for _ in range(2))
-        assert running.stats()["limited"] == 1
-    assert first.status_code == 200
-    assert first.headers["x-ratelimit-limit-requests"] == "60"
-    assert first.headers["x-ratelimit-remaining-requests"] == "0"
-    assert second.status_code == 429
-    assert second.headers["retry-after"] == "1"
-    assert 0 < int(second.headers["retry-after-ms"]) <= 1000
-
-
-@given(rpm=st.integers(1, 6000), gaps=st.lists(st.floats(0, 2), max_size=200))
-def test_a_bucket_lets_through_no_more_than_its_rate_and_one_second_of_it(rpm: int, gaps: list[float]) -> None:
-    bucket, now, passed = Bucket(rpm), 100.0, 0
-    start = now
-    for gap in gaps:
-        now += gap
-        passed += bucket.take(now) == 0
-    assert passed <= max(1, rpm / 60) + (now - start) * rpm / 60 + 1e-6
-
-
-def test_a_request_comes_through_a_bucket_after_the_wait_it_was_told() -> None:
-    bucket = Bucket(600)
-    while not (wait_s := bucket.take(50.0)):
-        pass
-    assert bucket.take(50.0 + wait_s + 1e-6) == 0.0
-
-
-def test_an_error_is_drawn_anew_for_each_attempt_so_that_a_retry_comes_through() -> None:
-    with OfflineTeacher(Knobs(error_rate=0.5)) as running:
-        statuses = [ask(running, prompts.teacher_messages(TASK)).status_code for _ in range(24)]
-        assert running.stats()["errors"] == statuses.count(500)
-    assert Counter(statuses).keys() == {200, 500}
 
 
 def test_a_garbled_reply_holds_no_scores_and_another_seed_has_another_chance() -> None:
@@ -198,6 +152,11 @@ def test_a_garbled_reply_holds_no_scores_and_another_seed_has_another_chance() -
             continue
     assert 8 < readable < 32
     assert answers.keys() == {"cdab", ""}
+
+
+def test_parameters_it_does_not_know_are_accepted(teacher: OfflineTeacher) -> None:
+    reply = ask(teacher, prompts.teacher_messages(TASK), temperature=0.3, reasoning_effort="low", max_completion_tokens=9, user="me")
+    assert text_of(reply) == "cdab"
 
 
 def test_an_app_waits_its_latency_before_it_answers() -> None:
@@ -248,10 +207,9 @@ def test_what_is_generated_is_new_known_and_never_held_out(number: int, easy: bo
 
 
 def test_an_easy_parent_gives_each_other_kind_of_its_family_about_as_often() -> None:
-    app = OfflineTeacherApp(Knobs())
     counts: Counter[str] = Counter()
     for number in range(1400):
-        _, text = app.respond(prompts.generator_messages(Instruction(key="a", text="next: 3907"), easy=True), digest(number << 192))
+        _, text = play(prompts.generator_messages(Instruction(key="a", text="next: 3907"), easy=True), digest(number << 192), Knobs())
         counts[text.split(":")[0]] += 1
     assert len(counts) == 7
     assert all(140 < count < 260 for count in counts.values())
@@ -267,8 +225,7 @@ def test_an_injected_instruction_speaks_to_the_referee_and_is_answered_and_judge
     plain = texts[0].partition(" (")[0]
     truth = answer(plain)
     assert truth is not None
-    app = OfflineTeacherApp(Knobs())
-    assert app.respond(prompts.teacher_messages(Instruction(key="a", text=texts[0])), digest(1)) == ("teacher", truth)
+    assert play(prompts.teacher_messages(Instruction(key="a", text=texts[0])), digest(1), Knobs()) == ("teacher", truth)
     assert parse_scores(judge(texts[0], "zzzzzzzz", truth)).first == 1
     assert create(texts[0], False, digest(2)).startswith("reverse: ")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -102,3 +105,53 @@ def test_the_generator_prompt_has_every_element(element: str) -> None:
 def test_the_generator_prompt_shows_the_parent_and_ends_with_the_cue() -> None:
     user = prompts.generator_messages(TASK, easy=False)[1]["content"]
     assert user.endswith(f"{prompts.GIVEN_HEADING}\n{TASK.prompt}\n\n{prompts.CREATED_HEADING}\n")
+
+
+# Structured output --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_text_prompts_are_those_that_paid_answers_are_kept_under() -> None:
+    task = Instruction(key="k", text="reverse: badc", input="x\ny")
+    told = [
+        prompts.teacher_messages(task),
+        prompts.referee_messages(task, "é{{tag}}", "z"),
+        *(prompts.generator_messages(task, easy=easy) for easy in (True, False)),
+    ]
+    assert prompts.PROMPT_VERSION == "1"
+    assert hashlib.sha256(json.dumps(told).encode()).hexdigest() == "e7eb6b9a266a57b113bff98b974c8477bf7e6ae658ddd195d666e9ccfd2119ed"
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_only_the_closing_form_of_the_referee_prompt_depends_on_what_is_asked_for(structured: bool) -> None:
+    user = prompts.referee_messages(TASK, "a", "b", structured=structured)[1]["content"]
+    task, form = user.split("makes no difference.\n")
+    assert task == prompts.referee_messages(TASK, "a", "b")[1]["content"].split("makes no difference.\n")[0]
+    assert ("JSON" in form) == structured
+    assert (prompts.EVIDENCE_LABEL in form) == (not structured)
+
+
+def test_the_structured_referee_prompt_asks_for_the_evidence_before_the_scores() -> None:
+    form = prompts.referee_messages(TASK, "a", "b", structured=True)[1]["content"].splitlines()[-1]
+    assert re.findall(r'"(\w+)":', form) == ["evidence", "score_1", "score_2"]
+
+
+def test_the_structured_generator_prompt_asks_for_json_and_ends_with_the_cue() -> None:
+    text, structured = (prompts.generator_messages(TASK, easy=False, structured=form)[1]["content"] for form in (False, True))
+    assert 'one JSON object and nothing else: {"instruction": ' in structured
+    assert "JSON" not in text
+    assert text.split("must not appear")[1] == structured.split("must not appear")[1]
+
+
+@pytest.mark.parametrize("schema", [prompts.REFEREE_SCHEMA, prompts.GENERATOR_SCHEMA])
+def test_the_schemas_are_strict(schema: dict[str, Any]) -> None:
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == list(schema["properties"])
+
+
+def test_the_referee_schema_asks_for_evidence_first_and_scores_from_1_to_10() -> None:
+    scores = {"type": "number", "minimum": 1, "maximum": 10}
+    assert list(prompts.REFEREE_SCHEMA["properties"].items()) == [
+        ("evidence", {"type": "string"}),
+        ("score_1", scores),
+        ("score_2", scores),
+    ]

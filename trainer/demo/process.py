@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainer.demo.server import Knobs
+from trainer.demo.knobs import Knobs
 from trainer.errors import TeacherUnavailable
 
 START_TIMEOUT_S = 60.0
@@ -47,7 +47,7 @@ class OfflineTeacher:
         )
         try:
             self._port = self._announced_port()
-            self._get("/health")
+            self._ask("/health")
         except BaseException:
             self.stop()
             raise
@@ -58,7 +58,11 @@ class OfflineTeacher:
 
     def stats(self) -> dict[str, Any]:
         """What the server counted so far: see `OfflineTeacherApp.stats`."""
-        return self._get("/stats")
+        return self._ask("/stats")
+
+    def begin_outage(self, seconds: int) -> None:
+        """Its API answers 503 for so long; 0 ends it."""
+        self._ask(f"/outage?seconds={seconds}", method="POST")
 
     def stop(self) -> None:
         """End the server; nothing happens where it has ended."""
@@ -91,13 +95,12 @@ class OfflineTeacher:
             raise TeacherUnavailable(f"The offline teacher ended with code {code} before it listened. Its last line on stderr says why.")
         return int(json.loads(line)["port"])
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def _ask(self, path: str, *, method: str = "GET") -> dict[str, Any]:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # A proxy in the environment is not for this machine.
-        with opener.open(f"{self.url}{path}", timeout=START_TIMEOUT_S) as reply:
+        with opener.open(urllib.request.Request(f"{self.url}{path}", method=method), timeout=START_TIMEOUT_S) as reply:
             found: dict[str, Any] = json.load(reply)
         return found
 
 
 def _command(knobs: Knobs, port: int) -> list[str]:
-    options = {"port": port, **vars(knobs)}
-    return [sys.executable, "-m", "trainer.demo", "serve", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
+    return [sys.executable, "-m", "trainer.demo", "serve", f"--port={port}", *knobs.options()]

@@ -1,0 +1,360 @@
+"""Calls by the Batch API, from the rows in Postgres to the offline teacher's process and back: paid once, at half the price."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+from django.contrib.auth.models import User
+from django.db.models import Sum
+
+from experiments.models import Batch, Budget, Completion, Job, LedgerLine, PendingCall
+from experiments.services import jobs
+from experiments.services.calls import PostgresCalls
+from experiments.states import JobState
+from tests import make
+from trainer import prompts, records
+from trainer.batch_mode import BatchDesk
+from trainer.calls import Call
+from trainer.config import EndpointConfig, RoleConfig
+from trainer.demo.chat import MODEL
+from trainer.demo.knobs import Knobs
+from trainer.demo.process import OfflineTeacher
+from trainer.errors import BudgetSpent, ConfigError, ResponseFormatError
+from trainer.plan import Stage, Step
+from trainer.prices import cost
+from trainer.wire import call_of, completion_key, request_of
+
+pytestmark = pytest.mark.django_db(transaction=True)  # turns close and open connections as workers do
+
+Ends = list[records.Completion | BaseException]
+
+LONGEST_S = 20.0
+MANY = 24
+
+
+class WatchedCalls(PostgresCalls):
+    """Tells when a batch has arrived at the provider; `unheard` loses that news, as a worker that is killed just then does."""
+
+    def __init__(self, job: Job, *, unheard: bool = False) -> None:
+        super().__init__(job.stage.iteration.run.run_config(), job=job)
+        self.arrived = threading.Event()
+        self._unheard = unheard
+
+    def update_batch(self, batch_id: str, *, remote_id: str = "", state: str = "", done: int | None = None, error: str = "") -> None:
+        if not self._unheard:
+            super().update_batch(batch_id, remote_id=remote_id, state=state, done=done, error=error)
+        self.arrived.set()
+
+
+class SnatchedCalls(WatchedCalls):
+    """Another process asks after each batch in the moment between its writing down and its submission."""
+
+    def open_batch(self, endpoint: str, batch_id: str, keys: Sequence[str]) -> None:
+        super().open_batch(endpoint, batch_id, keys)
+        if Batch.objects.count() == 1:
+            assert self.poll_batch(batch_id, every_s=60.0)
+
+
+class Tampering(httpx.AsyncBaseTransport):
+    """The network, and a hand that changes the first file of answers, by its lines."""
+
+    def __init__(self, change: Callable[[list[dict[str, Any]]], list[Any]]) -> None:
+        self._network = httpx.AsyncHTTPTransport()
+        self._change: Callable[[list[dict[str, Any]]], list[Any]] | None = change
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._network.handle_async_request(request)
+        if not request.url.path.endswith("/content") or self._change is None:
+            return response
+        lines = self._change([json.loads(line) for line in (await response.aread()).splitlines()])
+        self._change = None
+        return httpx.Response(200, text="\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+
+
+class Scene:
+    """An offline teacher, and a run whose one endpoint it is."""
+
+    def __init__(self, teacher: OfflineTeacher, owner: User, **endpoint: Any) -> None:
+        self.teacher = teacher
+        told = {"base_url": teacher.base_url, "timeout_s": 1.0, "retries": 5, **endpoint}
+        self.config = EndpointConfig(model=MODEL, key_env="", price_input=1.0, price_output=2.0, send_seed=True, batch_api=True, **told)
+        base = make.make_config()
+        roles = {name: replace(getattr(base, name), endpoint="fake") for name in ("teacher", "referee", "generator")}
+        self.run = make.make_run(owner, config=replace(base, endpoints={"fake": self.config}, **roles))
+        self.job = make.make_job(self.run.iterations.get(), Stage.IMITATION, Step.TEACHER_RESPONSES)
+
+    def another_job(self) -> Job:
+        return make.make_job(self.run.iterations.get(), Stage.EVALUATION, Step.BENCHMARKS)
+
+    def wanted(self, count: int = MANY) -> list[Call]:
+        messages = prompts.teacher_messages(records.Instruction(key="one", text="reverse: badc"))
+        role = RoleConfig(endpoint="fake", max_tokens=100)
+        requests = [request_of("fake", self.config, role, messages, sample=number) for number in range(count)]
+        return [call_of(completion_key(request), "teacher", request, self.config, batch=True) for request in requests]
+
+    def charged(self) -> int:
+        """Calls the offline teacher has charged for; each of them by a batch."""
+        stats = self.teacher.stats()
+        assert stats["charged"] == stats["batch_calls"]
+        return int(stats["charged"])
+
+    @asynccontextmanager
+    async def desk(
+        self, calls: PostgresCalls, *, network: httpx.AsyncBaseTransport | None = None, **options: Any
+    ) -> AsyncIterator[BatchDesk]:
+        thread = ThreadPoolExecutor(1)
+        told = {"poll_s": 0.2, "quiet_s": 0.1, **options}
+        http = httpx.AsyncClient(transport=network, timeout=5.0)
+        async with openai.AsyncOpenAI(base_url=self.config.base_url, api_key="none", max_retries=0, http_client=http) as client:
+            desk = BatchDesk("fake", self.config, calls, client, thread=thread, **told)
+            desk.start()
+            try:
+                yield desk
+            finally:
+                await desk.stop()
+                await asyncio.get_running_loop().run_in_executor(thread, calls.close)
+                thread.shutdown()
+
+    def ask(self, wanted: Sequence[Call], *, calls: PostgresCalls | None = None, **options: Any) -> Ends:
+        """What comes of these calls, through a desk of their own."""
+
+        async def work() -> Ends:
+            async with self.desk(calls or WatchedCalls(self.job), **options) as desk, asyncio.timeout(LONGEST_S):
+                return await asyncio.gather(*map(desk.answer, wanted), return_exceptions=True)
+
+        return asyncio.run(work())
+
+    def submit_and_die(self, wanted: Sequence[Call], *, unheard: bool = False) -> Ends:
+        """A worker that ends as soon as its batch is at the provider; gives what became of those who waited."""
+
+        async def work() -> Ends:
+            calls = WatchedCalls(self.job, unheard=unheard)
+            async with self.desk(calls, poll_s=60.0) as desk:
+                waiting = [asyncio.create_task(desk.answer(call)) for call in wanted]
+                assert await asyncio.to_thread(calls.arrived.wait, LONGEST_S)
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+        ends = asyncio.run(work())
+        jobs.end(self.job, JobState.CRASHED)
+        return ends
+
+
+Setting = Callable[..., Scene]
+
+
+@pytest.fixture
+def setting(person: Callable[[Any], User]) -> Iterator[Setting]:
+    """Makes a scene with a teacher under these knobs, on an endpoint with these settings."""
+    running: list[OfflineTeacher] = []
+
+    def make_scene(knobs: Knobs | None = None, **endpoint: Any) -> Scene:
+        running.append(OfflineTeacher(knobs or Knobs(batch_s=0.5)).__enter__())
+        return Scene(running[-1], person("member"), **endpoint)
+
+    yield make_scene
+    for teacher in running:
+        teacher.stop()
+
+
+@contextmanager
+def each_paid_once(scene: Scene, wanted: Sequence[Call]) -> Iterator[None]:
+    """After the block every call is stored, charged once by the server and counted once by us, and none is on its way."""
+    yield
+    assert set(Completion.objects.values_list("key", flat=True)) == {call.key for call in wanted}
+    assert scene.charged() == LedgerLine.objects.aggregate(calls=Sum("calls"))["calls"] == len(wanted)
+    assert not PendingCall.objects.exists()
+    assert not Batch.objects.filter(ended_at=None).exists()
+
+
+def all_answered(ends: Ends, wanted: Sequence[Call]) -> bool:
+    return [end.key if isinstance(end, records.Completion) else end for end in ends] == [call.key for call in wanted]
+
+
+def test_a_batch_answers_all_its_calls_at_half_the_price(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted()
+    with each_paid_once(scene, wanted):
+        ends = scene.ask(wanted)
+    assert all_answered(ends, wanted)
+    line, batch = LedgerLine.objects.get(), Batch.objects.get()
+    alone = cost(scene.config, prompt_tokens=line.prompt_tokens, completion_tokens=line.completion_tokens)
+    assert line.nanodollars == alone / 2 > 0
+    assert (line.saved, line.unanswered, line.failed) == (0, 0, 0)
+    assert (batch.state, batch.calls, batch.done, batch.error) == ("completed", MANY, MANY, "")
+
+
+def test_what_is_stored_already_goes_into_no_batch(setting: Setting) -> None:
+    scene = setting()
+    scene.ask(scene.wanted(4))
+    with each_paid_once(scene, scene.wanted(6)):
+        assert all_answered(scene.ask(scene.wanted(6)), scene.wanted(6))
+    assert sorted(Batch.objects.values_list("calls", flat=True)) == [2, 4]
+
+
+def test_more_calls_than_a_batch_may_have_make_several(setting: Setting) -> None:
+    scene = setting()
+    with each_paid_once(scene, scene.wanted(10)):
+        assert all_answered(scene.ask(scene.wanted(10), largest=4), scene.wanted(10))
+    assert sorted(Batch.objects.values_list("calls", flat=True)) == [2, 4, 4]
+
+
+def test_lines_that_failed_are_submitted_again_and_the_others_are_not(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.5, batch_failed=0.5))
+    wanted = scene.wanted()
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted), wanted)
+    again, first = Batch.objects.all()
+    assert (first.calls, again.calls) == (MANY, LedgerLine.objects.get().failed)
+    assert 0 < again.calls < MANY
+
+
+def test_a_line_that_was_refused_is_not_submitted_again(setting: Setting) -> None:
+    def refuse_first(lines: list[dict[str, Any]]) -> list[Any]:
+        lines[0]["response"] |= {"status_code": 400, "body": {"error": {"message": "This prompt is not allowed."}}}
+        return lines
+
+    scene = setting()
+    refused, *others = scene.ask(scene.wanted(4), network=Tampering(refuse_first))
+    assert isinstance(refused, ResponseFormatError)
+    assert str(refused) == "HTTP 400 in a batch: This prompt is not allowed."
+    assert all_answered(others, scene.wanted(4)[1:])
+    assert Batch.objects.count() == 1
+
+
+def test_lines_that_make_no_sense_are_passed_over_and_what_they_hide_is_asked_for_again(setting: Setting) -> None:
+    def garble(lines: list[dict[str, Any]]) -> list[Any]:
+        lines[0]["response"]["body"] = "<b>hello</b>"
+        lines[1]["response"] = [200]
+        stranger = lines[3] | {"custom_id": "f" * 64}
+        return ["not JSON", "[]", "{}", stranger, *lines[:2], *lines[3:], *lines[3:]]
+
+    scene = setting()
+    assert all_answered(scene.ask(scene.wanted(6), network=Tampering(garble)), scene.wanted(6))
+    line = LedgerLine.objects.get()
+    assert (line.calls, line.unanswered, line.failed) == (Completion.objects.count(), 1, 1)
+    assert list(Batch.objects.values_list("calls", flat=True)) == [3, 6]
+    assert not PendingCall.objects.exists()
+
+
+def test_what_a_batch_that_expired_left_undone_is_submitted_again(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.3, batch_expires=0.3))
+    wanted = scene.wanted()
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted), wanted)
+    assert Batch.objects.filter(state="expired").exists()
+    assert Batch.objects.first().state == "completed"  # type: ignore[union-attr]  # the newest
+
+
+def test_a_batch_outlives_its_worker_and_is_fetched_by_the_next(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted()
+    with each_paid_once(scene, wanted):
+        ends = scene.submit_and_die(wanted)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+        assert all_answered(scene.ask(wanted, calls=WatchedCalls(scene.another_job())), wanted)
+    assert Batch.objects.get().state == "completed"
+    assert LedgerLine.objects.get(calls=MANY).stage == "imitation"  # counted where it was asked for
+
+
+def test_a_batch_whose_id_was_lost_is_known_by_ours(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted()
+    with each_paid_once(scene, wanted):
+        scene.submit_and_die(wanted, unheard=True)
+        assert Batch.objects.get().remote_id == ""
+        assert all_answered(scene.ask(wanted, calls=WatchedCalls(scene.another_job())), wanted)
+    assert Batch.objects.get().remote_id != ""
+
+
+def test_a_batch_that_was_never_sent_is_given_up_and_its_calls_are_made(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted()
+    dying = WatchedCalls(scene.job)
+    dying.turn("fake", [], wanted)
+    dying.open_batch("fake", "0" * 32, [call.key for call in wanted])
+    jobs.end(scene.job, JobState.CRASHED)
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, calls=WatchedCalls(scene.another_job())), wanted)
+    lost = Batch.objects.get(pk="0" * 32)
+    assert (lost.state, lost.error) == ("failed", "It did not arrive at the provider.")
+
+
+def test_a_batch_that_another_process_takes_for_lost_is_not_sent(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted()
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, calls=SnatchedCalls(scene.job)), wanted)
+    assert list(Batch.objects.values_list("state", flat=True)) == ["completed", "failed"]
+
+
+def test_two_workers_that_want_the_same_calls_pay_once(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted()
+
+    async def work() -> list[Ends]:
+        one, other = WatchedCalls(scene.job), WatchedCalls(scene.another_job())
+        async with scene.desk(one) as first, scene.desk(other) as second, asyncio.timeout(LONGEST_S):
+            asked = [asyncio.gather(*map(desk.answer, wanted), return_exceptions=True) for desk in (first, second)]
+            return await asyncio.gather(*asked)
+
+    with each_paid_once(scene, wanted):
+        assert all(all_answered(ends, wanted) for ends in asyncio.run(work()))
+
+
+def test_a_server_that_is_out_of_order_is_waited_for(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted()
+
+    async def work() -> Ends:
+        scene.teacher.begin_outage(60)
+        calls = WatchedCalls(scene.job)
+        async with scene.desk(calls) as desk, asyncio.timeout(LONGEST_S):
+            waiting = asyncio.gather(*map(desk.answer, wanted), return_exceptions=True)
+            while not await asyncio.to_thread(lambda: scene.teacher.stats()["unavailable"]):
+                assert not waiting.done()
+            scene.teacher.begin_outage(0)
+            return await waiting
+
+    with each_paid_once(scene, wanted):
+        assert all_answered(asyncio.run(work()), wanted)
+    assert list(Batch.objects.values_list("state", flat=True)) == ["completed", "failed"]
+
+
+def test_the_budget_holds(setting: Setting) -> None:
+    scene = setting()
+    Budget.objects.create(run=scene.run, most_calls=10)
+    ends = scene.ask(scene.wanted())
+    refusals = [end for end in ends if isinstance(end, BudgetSpent)]
+    assert len(refusals) == MANY - 10
+    assert "10 of 10 calls" in str(refusals[0])
+    assert scene.charged() == LedgerLine.objects.get().calls == Completion.objects.count() == 10
+
+
+def test_a_provider_that_refuses_every_batch_is_quoted_after_the_retries(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.1, batch_refused=True), retries=1)
+    ends = scene.ask(scene.wanted(3))
+    assert all(isinstance(end, ResponseFormatError) for end in ends)
+    assert "No answer after 2 batches" in str(ends[0])
+    assert "refuses each batch on purpose" in str(ends[0])
+    assert [batch.state for batch in Batch.objects.all()] == ["failed", "failed"]
+    assert "refuses each batch on purpose" in Batch.objects.all()[0].error
+    assert not PendingCall.objects.exists()
+
+
+def test_a_server_without_a_batch_api_is_a_setting_to_change(setting: Setting) -> None:
+    scene = setting()
+    scene.config = replace(scene.config, base_url=f"{scene.teacher.url}/v0")
+    ends = scene.ask(scene.wanted(3))
+    assert all(isinstance(end, ConfigError) for end in ends)
+    assert Batch.objects.get().state == "failed"
+    assert not PendingCall.objects.exists()

@@ -1,0 +1,232 @@
+"""Where calls are permitted and counted: one caller a call, one line a call, never more than the budget."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.db.models import Sum
+
+from experiments.models import Budget, Completion, Endpoint, Job, LedgerLine, Pace, PendingCall, Run
+from experiments.services import jobs
+from experiments.services.calls import PostgresCalls, live_endpoints
+from experiments.states import JobState
+from tests import make
+from trainer import records
+from trainer.calls import Call, Done, Outcome, Turn
+from trainer.config import EndpointConfig, RoleConfig, RunConfig
+from trainer.plan import Stage, Step
+from trainer.wire import call_of, completion_key, request_of
+
+pytestmark = pytest.mark.django_db(transaction=True)  # turns close and open connections as workers do
+
+CONFIG = EndpointConfig(
+    base_url="http://127.0.0.1:1/v1", model="fake", key_env="", price_input=1.0, price_output=2.0, max_at_once=64, rpm=600_000
+)
+ROLE = RoleConfig(endpoint="fake", max_tokens=100)
+
+
+def call(number: int) -> Call:
+    request = request_of("fake", CONFIG, ROLE, [{"role": "user", "content": "Say hello."}], sample=number)
+    return call_of(completion_key(request), "teacher", request, CONFIG)
+
+
+def answered(of: Call) -> Done:
+    completion = records.Completion(
+        key=of.key,
+        endpoint="fake",
+        model="fake",
+        role=of.role,
+        request=dict(of.request),
+        text="hello",
+        finish_reason="stop",
+        prompt_tokens=5,
+        completion_tokens=2,
+        nanodollars=9_000,
+        latency_s=0.1,
+    )
+    return Done(call=of, outcome=Outcome.ANSWERED, completion=completion)
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    base = make.make_config()
+    return replace(
+        base,
+        endpoints={"fake": CONFIG},
+        teacher=replace(base.teacher, endpoint="fake"),
+        referee=replace(base.referee, endpoint="fake"),
+        generator=replace(base.generator, endpoint="fake"),
+    )
+
+
+@pytest.fixture
+def run(person: Callable[[Any], User], config: RunConfig) -> Run:
+    return make.make_run(person("member"), config=config)
+
+
+@pytest.fixture
+def job(run: Run) -> Job:
+    return make.make_job(run.iterations.get(), Stage.IMITATION, Step.TEACHER_RESPONSES)
+
+
+def calls_of(job: Job) -> PostgresCalls:
+    return PostgresCalls(job.stage.iteration.run.run_config(), job=job)
+
+
+def another_job(job: Job) -> Job:
+    return make.make_job(job.stage.iteration, Stage.EVALUATION, Step.BENCHMARKS)
+
+
+def assert_ledger_adds_up() -> None:
+    """Every line has what its completions have."""
+    for line in LedgerLine.objects.all():
+        paid = line.completions.aggregate(prompt=Sum("prompt_tokens", default=0), dollars=Sum("nanodollars", default=0))
+        assert (line.calls, line.prompt_tokens, line.nanodollars) == (line.completions.count(), paid["prompt"], paid["dollars"])
+
+
+def test_a_call_is_permitted_to_one_and_found_by_the_other(job: Job) -> None:
+    one, other = calls_of(job), calls_of(another_job(job))
+    assert one.turn("fake", [], [call(1)]).permitted == {call(1).key}
+    waiting = other.turn("fake", [], [call(1)])
+    assert (waiting.permitted, dict(waiting.found)) == (frozenset(), {})
+    assert waiting.wait_s <= 0.1
+    one.turn("fake", [answered(call(1))], [])
+    assert other.turn("fake", [], [call(1)]).found[call(1).key].text == "hello"
+    line = LedgerLine.objects.get(role="teacher", stage="evaluation")
+    assert (line.calls, line.saved, line.saved_nanodollars) == (0, 1, 9_000)
+    assert_ledger_adds_up()
+
+
+def test_a_turn_that_is_taken_twice_counts_once(job: Job) -> None:
+    calls = calls_of(job)
+    calls.turn("fake", [], [call(1), call(2)])
+    ends = [answered(call(1)), Done(call=call(2), outcome=Outcome.UNANSWERED)]
+    calls.turn("fake", ends, [])
+    calls.turn("fake", ends, [])
+    line = LedgerLine.objects.get()
+    assert (line.calls, line.unanswered, line.unanswered_nanodollars) == (1, 1, call(2).most_nanodollars)
+    assert_ledger_adds_up()
+
+
+def test_a_permission_whose_news_was_lost_is_given_again_to_the_same_job(job: Job) -> None:
+    calls_of(job).turn("fake", [], [call(1)])
+    assert calls_of(job).turn("fake", [], [call(1)]).permitted == {call(1).key}
+    assert PendingCall.objects.count() == 1
+
+
+def test_what_a_lost_job_had_on_its_way_is_counted_and_may_be_called_again(job: Job) -> None:
+    calls_of(job).turn("fake", [], [call(1), call(2)])
+    later = calls_of(another_job(job))
+    assert later.turn("fake", [], [call(1)]).permitted == frozenset()
+    Job.objects.filter(pk=job.pk).update(lease_expires_at="2020-01-01T00:00:00Z")
+    jobs.sweep()
+    assert Job.objects.get(pk=job.pk).state == JobState.CRASHED
+    line = LedgerLine.objects.get(stage="imitation")
+    assert (line.unanswered, PendingCall.objects.count()) == (2, 0)
+    assert later.turn("fake", [], [call(1)]).permitted == {call(1).key}
+
+
+def test_an_answer_that_comes_after_its_job_was_given_up_is_kept(job: Job) -> None:
+    late = calls_of(job)
+    late.turn("fake", [], [call(1)])
+    jobs.end(job, JobState.CRASHED)
+    late.turn("fake", [answered(call(1))], [])
+    assert Completion.objects.get().text == "hello"
+    assert_ledger_adds_up()
+
+
+def test_a_call_that_failed_may_be_made_again(job: Job) -> None:
+    calls = calls_of(job)
+    calls.turn("fake", [], [call(1)])
+    turn = calls.turn("fake", [Done(call=call(1), outcome=Outcome.FAILED)], [call(1)])
+    assert turn.permitted == {call(1).key}
+    assert LedgerLine.objects.get().failed == 1
+
+
+def test_the_pace_is_one_for_all_jobs_of_a_server(job: Job) -> None:
+    narrow = replace(CONFIG, max_at_once=3)
+    run = job.stage.iteration.run
+    Run.objects.filter(pk=run.pk).update(config={**run.config, "endpoints": {"fake": narrow.__dict__}})
+    job.stage.iteration.run.refresh_from_db()
+    first = calls_of(job).turn("fake", [], [call(1), call(2)])
+    other = another_job(job)
+    second = calls_of(other).turn("fake", [], [call(n) for n in range(3, 9)])
+    assert len(first.permitted) + len(second.permitted) <= 3
+    assert Pace.objects.count() == 1
+
+
+@pytest.mark.parametrize("cap", [{"most_calls": 4}, {"most_nanodollars": 4 * call(1).most_nanodollars}])
+def test_a_budget_permits_what_it_can_pay_and_says_what_is_missing(run: Run, job: Job, cap: dict[str, int]) -> None:
+    Budget.objects.create(run=run, **cap)
+    calls = calls_of(job)
+    turn = calls.turn("fake", [], [call(n) for n in range(10)])
+    assert 0 < len(turn.permitted) <= 4
+    assert turn.refused == ""  # those under way may turn out cheaper
+    made = [call(n) for n in range(10) if call(n).key in turn.permitted]
+    while made:
+        turn = calls.turn("fake", [Done(call=c, outcome=Outcome.UNANSWERED) for c in made], [call(n) for n in range(10)])
+        made = [call(n) for n in range(10) if call(n).key in turn.permitted]
+    assert f"The budget of run {run} is spent" in turn.refused
+    assert LedgerLine.objects.get().unanswered == 4
+
+
+def test_a_budget_of_n_calls_never_makes_one_more_with_eight_workers_at_it(run: Run, job: Job) -> None:
+    Budget.objects.create(run=run, most_calls=50)
+    made: list[str] = []
+    lock = threading.Lock()
+
+    def work(worker: int) -> str:
+        calls = PostgresCalls(run.run_config(), job=job)
+        wanted = [call(1000 * worker + n) for n in range(30)]
+        done: list[Done] = []
+        try:
+            while True:
+                turn: Turn = calls.turn("fake", done, wanted)
+                if turn.refused or not wanted:
+                    return turn.refused
+                mine = [c for c in wanted if c.key in turn.permitted]
+                wanted = [c for c in wanted if c.key not in turn.permitted]
+                with lock:
+                    made.extend(c.key for c in mine)
+                done = [answered(c) for c in mine]
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        refusals = list(pool.map(work, range(8)))
+    assert len(made) == len(set(made)) == 50
+    assert all("50 of 50 calls" in refusal for refusal in refusals if refusal)
+    assert any(refusals)
+    assert Completion.objects.count() == LedgerLine.objects.get().calls == 50
+    assert_ledger_adds_up()
+
+
+def test_an_endpoints_budget_holds_for_all_runs(job: Job) -> None:
+    endpoint = Endpoint.objects.create(name="fake", base_url=CONFIG.base_url, model="fake")
+    Budget.objects.create(endpoint=endpoint, most_calls=1)
+    assert len(calls_of(job).turn("fake", [], [call(1), call(2)]).permitted) == 1
+    assert calls_of(another_job(job)).turn("fake", [], [call(3)]).permitted == frozenset()
+
+
+def test_limits_and_prices_are_todays_and_what_makes_an_answer_is_the_runs(config: RunConfig) -> None:
+    Endpoint.objects.create(
+        name="fake", base_url=CONFIG.base_url, model="fake", rpm=60, price_input=3.0, structured="json_schema", extra="{}"
+    )
+    live = live_endpoints(config)["fake"]
+    assert (live.rpm, live.price_input, live.structured, live.extra) == (60, 3.0, "text", "")
+    Endpoint.objects.update(model="another")
+    assert live_endpoints(config)["fake"] == CONFIG
+
+
+def test_a_job_that_stopped_at_a_budget_waits_until_it_is_raised(run: Run, job: Job) -> None:
+    jobs.end(job, JobState.STOPPED, reason="The budget is spent.", over_budget=True)
+    assert not Job.objects.filter(state=JobState.QUEUED).exists()
+    jobs.resume_run(run)
+    assert Job.objects.filter(state=JobState.QUEUED).exists()

@@ -1,0 +1,556 @@
+"""The pace of one server: how many calls may go now, and when to ask again. Pure: a state that goes to JSON, and no clock of its own.
+
+All workers share one `Pace` under a lock. It keeps to four things at once:
+
+1. Limits that are known, from the config or from headers (the smaller counts), by token buckets that hold a fraction of a second's worth:
+   whatever way a server counts (a bucket, a sliding minute, a fixed minute, spacing), an even flow is what it refuses least.
+2. A limit that nobody tells is found: calls at once grow slowly until the first 429, the rate that was answered is the estimate
+   (a server that refuses is one that gives all it has), and from there the rate climbs on CUBIC's curve (RFC 9438): fast up to the
+   last estimate, level around it, then faster and faster in case more is to be had.
+3. Calls at once, by AIMD: one more for 25 answers, a quarter fewer for a burst of 429s. Departures from the plain rule: it is not cut
+   where the rate and not the number at once held calls back, and the number that was just refused is tried again only after a while.
+4. An endpoint that fails more than half of its last calls is unwell: nothing goes but a probe now and then, until one is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from trainer.calls import Call, Done, Outcome, Told, Window
+from trainer.config import EndpointConfig
+
+HEADROOM = 0.98
+"""Share of a known limit that is used: what a full minute, counted by another clock, has room for beside one burst."""
+BURST_S = 0.15
+"""A bucket holds so many seconds' worth: what gathers between two turns."""
+BURST_GROWTH = BURST_S / 240
+"""Seconds' worth a second: how fast a bucket grows again that was made smaller because a server that keeps to its word refused."""
+FEW_ANSWERS = 10
+"""Fewer say little of a rate."""
+SETTLED_S = 10.0
+MINUTE_SHARE = 1.25
+"""An endpoint that refuses gives no more than this share of what it gave in the last minute."""
+LARGEST_DROP = 0.1
+"""One burst of 429s lowers a known limit by no more than this share."""
+TURN_S = 0.02
+"""A turn is worth taking for so many seconds' worth of calls."""
+SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.005, 1.0
+SLOT_WAIT_S = 0.2
+"""When to ask again where all calls at once are under way: one of another worker may have ended."""
+
+DEFAULT_STOP_S, LONGEST_DEFAULT_STOP_S = 2.0, 16.0
+"""A stop after a 429 that names no time; it doubles while nothing is answered in between."""
+SHORTEST_BLIND_STOP_S = 1.0
+"""Where the limit is not known, a shorter stop tells nothing about it."""
+LONGEST_STOP_S = 3600.0
+ALONE_S = 1.5
+"""After two stops without an answer one call goes ahead of the others for so long."""
+
+FIRST_AT_ONCE, MANY_AT_ONCE = 3, 15
+FIRST_ANSWERS_PER_STEP, LATER_ANSWERS_PER_STEP = 8, 3
+"""Calls at once from a cold start on an unknown limit, and answers for one more, up to `MANY_AT_ONCE` and beyond.
+
+The slower the start, the fewer calls are under way, and refused, when a low limit is met: 60 a minute by the second step.
+"""
+SLOT_AFTER = 25
+CUT = 0.75
+FIRST_HOLD_S, LONGEST_HOLD_S = 15.0, 60.0
+"""For how long the number of calls at once that was refused is not tried again."""
+
+LAST_OUTCOMES, FEWEST_OUTCOMES = 20, 5
+FIRST_PROBE_S, PROBE_GROWTH, LONGEST_PROBE_S = 1.0, 1.5, 5.0
+LOST_PROBE_S = 10.0
+"""A probe of which nothing was heard for so long does not hold back the next one."""
+PROBES_KEPT = 20
+
+FIRST_OUTPUT_SHARE = 0.25
+"""Of the most that a call may be answered with: the length expected before any answer was seen."""
+LENGTHS_AVERAGED = 100
+
+WELL = frozenset({Outcome.ANSWERED, Outcome.REFUSED})
+UNPAID = frozenset({Outcome.LIMITED, Outcome.FAILED, Outcome.REFUSED})
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The first `count` calls may go now; ask again for the rest in `wait_s`. pause: the endpoint is unwell, in words, else ""."""
+
+    count: int
+    wait_s: float
+    pause: str = ""
+
+
+@dataclass(kw_only=True)
+class Answers:
+    """How many calls were answered in each of the last seconds."""
+
+    SECONDS = 60
+
+    since: float = 0.0
+    counts: list[int] = field(default_factory=list)
+
+    def add(self, now: float) -> None:
+        second = int(now - self.since)
+        if not self.counts or second >= len(self.counts) + self.SECONDS or second < 0:
+            self.since, self.counts, second = now, [], 0
+        self.counts.extend([0] * (second + 1 - len(self.counts)))
+        self.counts[second] += 1
+        surplus = len(self.counts) - self.SECONDS
+        if surplus > 0:
+            self.since += surplus
+            del self.counts[:surplus]
+
+    def number_since(self, start: float) -> int:
+        return sum(count for second, count in enumerate(self.counts) if self.since + second + 1 > start)
+
+    def best_rate(self, start: float, end: float, *, stop_s: float, settled: bool) -> float:
+        """The most calls a second between start and end, over whichever span up to the end that has a few; 0 where there was none.
+
+        A stop of stop_s belongs to each span: what a bucket held in store, or a minute had room for, came on account of it.
+        settled: it does not belong to spans of SETTLED_S and more, since what was in store is used up.
+        """
+        best, calls = 0.0, 0
+        for second in reversed(range(len(self.counts))):
+            begin = max(start, self.since + second)
+            if begin >= self.since + second + 1:
+                break
+            calls += self.counts[second]
+            span_s = end - begin
+            if span_s > 0 and (calls >= FEW_ANSWERS or second == 0 or begin == start):
+                best = max(best, calls / (span_s + stop_s))
+                if settled and span_s >= SETTLED_S:
+                    best = max(best, calls / span_s)
+        return best
+
+    def minute_rate(self, end: float) -> float | None:
+        """Calls a second over the last minute; None where we know of less than one."""
+        return sum(self.counts) / self.SECONDS if end - self.since >= self.SECONDS - 1 else None
+
+
+@dataclass(kw_only=True)
+class FoundRate:
+    """The calls a second that a server seems to allow; 0: nothing was found. It climbs while calls wait for it."""
+
+    DROP = 0.07
+    PLATEAUS = ((2.0, 6, 0.5), (6.0, 15, 1.0), (18.0, 30, 2.0))
+    """Seconds, calls and stops that a plateau takes at least, by how often the estimate was confirmed."""
+    LONGEST_PLATEAU_S = 120.0
+
+    estimate: float = 0.0
+    climbed_s: float = 0.0
+    plateau_s: float = PLATEAUS[0][0]
+    confirmed: int = 0
+
+    @property
+    def per_s(self) -> float:
+        """CUBIC: from 7 % below the estimate up to it after one plateau, 7 % above it after two."""
+        return self.estimate * (1 + self.DROP * (self.climbed_s / self.plateau_s - 1) ** 3)
+
+    def find(self, estimate: float, *, least: float, stop_s: float) -> None:
+        """A refusal showed the rate. The more often it comes out the same, and the more a refusal costs, the slower the next climb.
+
+        least: below it the estimate is taken to be wrong.
+        """
+        if estimate < least:
+            estimate = least
+        elif self.estimate and 2 / 3 < estimate / self.estimate < 3 / 2:
+            self.confirmed = min(self.confirmed + 1, len(self.PLATEAUS) - 1)
+        else:
+            self.confirmed = 0
+        seconds, calls, stops = self.PLATEAUS[self.confirmed]
+        self.plateau_s = min(self.LONGEST_PLATEAU_S, max(seconds, calls / estimate, stops * stop_s))
+        self.estimate, self.climbed_s = estimate, 0.0
+
+    def doubt(self) -> None:
+        """Much may have changed: climb fast again."""
+        self.confirmed, self.climbed_s, self.plateau_s = 0, 0.0, self.PLATEAUS[0][0]
+
+    def forget(self) -> None:
+        self.estimate = 0.0
+
+
+@dataclass(kw_only=True)
+class Slots:
+    """How many calls may be under way at once, by AIMD."""
+
+    number: float = 0.0
+    """0: as many as the config allows."""
+    ceiling: int = 0
+    """The most that is not known to be refused; 0: none is."""
+    hold_until: float = 0.0
+    hold_s: float = FIRST_HOLD_S
+    successes: int = 0
+
+    def at_once(self, limits: EndpointConfig) -> int:
+        return min(limits.max_at_once, int(self.number)) if self.number else limits.max_at_once
+
+    def succeed(self, limits: EndpointConfig, now: float) -> None:
+        if not self.number:
+            return
+        self.successes += 1
+        if self.successes < SLOT_AFTER:
+            return
+        self.successes = 0
+        if int(self.number + 1) <= self.ceiling or now >= self.hold_until:
+            self.number += 1
+            self.ceiling = max(self.ceiling, int(self.number))
+        if self.number >= limits.max_at_once:
+            self.forget()
+
+    def cut(self, refused: int, now: float) -> None:
+        """So many at once were refused: more than one."""
+        self.number = max(1.0, refused * CUT)
+        self.ceiling = refused - 1
+        self.hold_until = now + self.hold_s
+        self.hold_s = min(LONGEST_HOLD_S, self.hold_s * 2)
+        self.successes = 0
+
+    def forget(self) -> None:
+        self.number, self.ceiling, self.hold_s = 0.0, 0, FIRST_HOLD_S
+
+
+@dataclass(kw_only=True)
+class Health:
+    """The last outcomes, and the pause of an endpoint that is unwell."""
+
+    outcomes: str = ""
+    """The last ones, oldest first: + well, - not."""
+    unwell_since: float = 0.0
+    """0: it is well."""
+    error: str = ""
+    probe_at: float = 0.0
+    interval_s: float = FIRST_PROBE_S
+    probes: list[str] = field(default_factory=list)
+    """Keys of the calls that went as probes, the last ones."""
+
+    @property
+    def unwell(self) -> bool:
+        return self.unwell_since > 0
+
+    def note(self, done: Done, now: float) -> None:
+        """Count an outcome of an endpoint that is well."""
+        if done.outcome is Outcome.LIMITED:
+            return
+        self.outcomes = (self.outcomes + ("+" if done.outcome in WELL else "-"))[-LAST_OUTCOMES:]
+        if done.outcome not in WELL:
+            self.error = done.error
+        failures = self.outcomes.count("-")
+        if len(self.outcomes) >= FEWEST_OUTCOMES and 2 * failures > len(self.outcomes):
+            self.unwell_since, self.interval_s, self.probes = now, FIRST_PROBE_S, []
+            self.probe_at = now + self.interval_s
+
+    def send_probe(self, call: Call, now: float) -> None:
+        self.probes = [*self.probes, call.key][-PROBES_KEPT:]
+        self.probe_at = now + LOST_PROBE_S
+
+    def probe_failed(self, error: str, now: float) -> None:
+        self.error = error
+        self.interval_s = min(LONGEST_PROBE_S, self.interval_s * PROBE_GROWTH)
+        self.probe_at = now + self.interval_s
+
+    def recover(self) -> None:
+        self.outcomes, self.unwell_since, self.probes = "", 0.0, []
+
+    def words(self) -> str:
+        if not self.unwell:
+            return ""
+        return (
+            f"The endpoint is unwell since {_time_of_day(self.unwell_since)}: more than half of its last calls failed. "
+            f"The last error: {self.error or 'none was told'} Calls wait until one that is tried every few seconds is answered."
+        )
+
+
+@dataclass(kw_only=True)
+class Pace:
+    """See the module. Times are seconds since the epoch by the clock that all workers share."""
+
+    at: float = 0.0
+    """When the levels were right."""
+    levels: dict[str, float] = field(default_factory=dict)
+    """What is left in each bucket; below 0 it is overdrawn, by one call or by what calls took more than was expected."""
+    burst_s: float = BURST_S
+    told: dict[str, float] = field(default_factory=dict)
+    """The limits that headers told, a minute."""
+    output_mean: float = 0.0
+    output_seen: int = 0
+
+    stop_until: float = 0.0
+    stop_told: bool = False
+    stops: int = 0
+    """Stops since the last answer."""
+    alone_until: float = 0.0
+    refused_at: float = 0.0
+    """When the last 429 came with which a burst began, unless nothing was answered since the one before."""
+    refused_before: float = 0.0
+    of_burst: int = 0
+    """Calls of a burst of 429s that are still under way; -1: not counted yet."""
+    sent_at_once: int = 0
+    """Calls that were under way when the last ones were admitted, these included."""
+    held_by: str = ""
+    """What held calls back when they were last asked for: "rate", "slots", or nothing."""
+
+    opening: float = FIRST_AT_ONCE
+    """Calls at once that a cold start has come to."""
+    opened: bool = False
+    slots: Slots = field(default_factory=Slots)
+    found: FoundRate = field(default_factory=FoundRate)
+    answers: Answers = field(default_factory=Answers)
+    health: Health = field(default_factory=Health)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Pace:
+        """The state that `as_dict` gave; {} is a fresh one, and what an earlier version kept besides is dropped."""
+        parts = {"slots": Slots, "found": FoundRate, "answers": Answers, "health": Health}
+        known = _known(cls, data)
+        return cls(**{name: parts[name](**_known(parts[name], value)) if name in parts else value for name, value in known.items()})
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def admit(self, wanted: Sequence[Call], *, limits: EndpointConfig, in_flight: int, now: float) -> Admission:
+        """How many of the wanted calls may go now; their tokens are taken. in_flight: calls of all workers that are under way."""
+        self._refill(limits, now)
+        self._count_burst(in_flight)
+        room = max(0, self.at_once(limits) - in_flight)
+        if self.health.unwell:
+            return self._admit_probe(wanted[:room], limits, now)
+        if now < self.stop_until:
+            return Admission(0, _bounded(self.stop_until - now))
+        if self.stops >= 2:
+            return self._admit_one_ahead(wanted[:room], limits, now)
+        count = self._admit_flow(wanted[:room])
+        if count:
+            self.sent_at_once = in_flight + count
+        if count == len(wanted):
+            self.held_by = "" if count else self.held_by
+            return Admission(count, LONGEST_WAIT_S)
+        self.held_by = "slots" if count == room else "rate"
+        return Admission(count, SLOT_WAIT_S if count == room else self._next_tokens_s(len(wanted) - count, limits))
+
+    def settle(self, done: Sequence[Done], *, limits: EndpointConfig, now: float) -> None:
+        """Learn from the ends of calls."""
+        self._refill(limits, now)
+        for end in done:
+            self._hear(end, now)
+            self._correct(end, limits)
+            if end.outcome is Outcome.LIMITED:
+                self._refused(end.told, limits, now)
+            elif end.outcome is Outcome.ANSWERED:
+                self._answered(limits, now)
+            self._judge(end, now)
+            if self.of_burst > 0:
+                self.of_burst -= 1
+
+    def words(self, now: float) -> str:
+        """Why calls wait, where it is the endpoint's doing; else ""."""
+        if self.health.unwell:
+            return self.health.words()
+        if self.stop_told and now < self.stop_until:
+            return f"The endpoint asked us to wait until {_time_of_day(self.stop_until)}: it had too many requests."
+        return ""
+
+    def at_once(self, limits: EndpointConfig) -> int:
+        """The most calls that may be under way now."""
+        slots = self.slots.at_once(limits)
+        if self.opened or self._known_rate(limits):
+            return slots
+        return min(slots, int(self.opening))
+
+    # Rates and buckets
+
+    def _known_rate(self, limits: EndpointConfig) -> float:
+        """Requests a second that config or headers allow; 0: neither tells."""
+        return _smaller(limits.rpm, self.told.get("requests", 0.0)) / 60 * HEADROOM
+
+    def rates(self, limits: EndpointConfig) -> dict[str, float]:
+        """What flows into each bucket a second. There is no bucket for what has no limit."""
+        rates = {
+            "requests": _smaller(self._known_rate(limits), self.found.per_s),
+            "tokens": self.told.get("tokens", 0.0) / 60 * HEADROOM,
+            "input_tokens": _smaller(limits.input_tpm, self.told.get("input_tokens", 0.0)) / 60 * HEADROOM,
+            "output_tokens": _smaller(limits.output_tpm, self.told.get("output_tokens", 0.0)) / 60 * HEADROOM,
+        }
+        return {name: rate for name, rate in rates.items() if rate}
+
+    def _refill(self, limits: EndpointConfig, now: float) -> None:
+        passed_s = max(0.0, now - self.at)
+        rates = self.rates(limits)
+        self.burst_s = min(BURST_S, self.burst_s + passed_s * BURST_GROWTH)
+        self.levels = {name: min(rate * self.burst_s, self.levels.get(name, 0.0) + rate * passed_s) for name, rate in rates.items()}
+        self.at = now
+        if self.held_by == "rate" and self.found.estimate:
+            self.found.climbed_s += min(passed_s, 1.0)
+            if 0 < self._known_rate(limits) <= self.found.per_s:
+                self.found.forget()
+
+    def _expected(self, call: Call) -> dict[str, float]:
+        output = min(call.output_tokens, self.output_mean) if self.output_seen else call.output_tokens * FIRST_OUTPUT_SHARE
+        return {"requests": 1, "tokens": call.input_tokens + output, "input_tokens": call.input_tokens, "output_tokens": output}
+
+    def _take(self, call: Call) -> None:
+        expected = self._expected(call)
+        for name in self.levels:
+            self.levels[name] -= expected[name]
+
+    def _admit_flow(self, wanted: Sequence[Call]) -> int:
+        """Take calls while no bucket is empty: the last one may overdraw it, so that a call larger than the bucket can go at all."""
+        for count, call in enumerate(wanted):
+            if any(level <= 0 for level in self.levels.values()):
+                return count
+            self._take(call)
+        return len(wanted)
+
+    def _next_tokens_s(self, rest: int, limits: EndpointConfig) -> float:
+        """Seconds until the buckets have enough for a turn that is worth it."""
+        waits = [-level / rate for name, rate in self.rates(limits).items() if (level := self.levels[name]) <= 0]
+        requests_per_s = self.rates(limits).get("requests", 0.0)
+        if requests_per_s:
+            handful = min(rest, max(1.0, requests_per_s * TURN_S))
+            waits.append((handful - 1 - self.levels["requests"]) / requests_per_s)
+        return _bounded(max(waits, default=0.0))
+
+    def _correct(self, done: Done, limits: EndpointConfig) -> None:
+        """Put the buckets right by what the call took indeed."""
+        if done.outcome is Outcome.UNANSWERED:
+            return
+        expected = self._expected(done.call)
+        used = {"tokens": 0, "input_tokens": 0, "output_tokens": 0}
+        if completion := done.completion:
+            used["input_tokens"], used["output_tokens"] = completion.prompt_tokens, completion.completion_tokens
+            used["tokens"] = completion.prompt_tokens + completion.completion_tokens
+            self.output_seen = min(self.output_seen + 1, LENGTHS_AVERAGED)
+            self.output_mean += (completion.completion_tokens - self.output_mean) / self.output_seen
+        elif done.outcome is Outcome.ANSWERED:
+            return
+        rates = self.rates(limits)
+        for name in used.keys() & self.levels.keys() & rates.keys():
+            self.levels[name] = min(rates[name] * self.burst_s, self.levels[name] + expected[name] - used[name])
+
+    def _hear(self, done: Done, now: float) -> None:
+        """Keep what headers tell; where nothing is left, stop until it is whole again."""
+        latency_s = done.completion.latency_s if done.completion else 0.0
+        for name in ("requests", "tokens", "input_tokens", "output_tokens"):
+            window: Window | None = getattr(done.told, name)
+            if window is None:
+                continue
+            self.told[name] = window.limit
+            if window.remaining == 0 and window.reset_s:
+                # The server said so when it took the call, not when its answer came.
+                self.stop_until = max(self.stop_until, now + min(window.reset_s, 60.0) - latency_s)
+
+    # Refusals
+
+    def _count_burst(self, in_flight: int) -> None:
+        self.of_burst = in_flight if self.of_burst < 0 else min(self.of_burst, in_flight)
+
+    def _refused(self, told: Told, limits: EndpointConfig, now: float) -> None:
+        """A 429. Every one stops the endpoint; only the first of a burst says anything new of the limit."""
+        stop_s = self._stop_s(told, limits)
+        again = self.stops > 0
+        if now >= self.stop_until or told.retry_after_s is not None:
+            self.stops += now >= self.stop_until
+            self.stop_told = told.retry_after_s is not None
+            self.stop_until = max(self.stop_until, now + stop_s)
+        if self.of_burst != 0:
+            return
+        self.of_burst = -1
+        if not again:
+            self.refused_before, self.refused_at = self.refused_at, now
+        self._lower(limits, now)
+
+    def _stop_s(self, told: Told, limits: EndpointConfig) -> float:
+        if told.retry_after_s is None:
+            return min(LONGEST_DEFAULT_STOP_S, DEFAULT_STOP_S * 2.0**self.stops)
+        shortest = 0.0 if self._known_rate(limits) else SHORTEST_BLIND_STOP_S
+        return min(LONGEST_STOP_S, max(shortest, told.retry_after_s))
+
+    def _lower(self, limits: EndpointConfig, now: float) -> None:
+        if self.held_by == "rate":
+            self._lower_burst(limits)
+        elif self.sent_at_once > 1:
+            self.slots.cut(self.sent_at_once, now)
+        self.opened = True
+        stop_s = self.stop_until - self.refused_at
+        settled = self.found.estimate > 0
+        estimate = self.answers.best_rate(self.refused_before, self.refused_at, stop_s=stop_s, settled=settled)
+        minute_rate = self.answers.minute_rate(self.refused_at)
+        if minute_rate:
+            estimate = min(estimate, minute_rate * MINUTE_SHARE)
+        if estimate:
+            self.found.find(estimate, least=self._least_rate(limits), stop_s=stop_s)
+
+    def _lower_burst(self, limits: EndpointConfig) -> None:
+        """A refusal below the rate that was told, or found before, is one of calls that came too close together."""
+        if not self.found.estimate or self.found.climbed_s < self.found.plateau_s:
+            self.burst_s /= 2
+
+    def _least_rate(self, limits: EndpointConfig) -> float:
+        """Calls a second below which no burst of 429s brings us at once: the surer the rate was and the less we saw since, the more."""
+        if self._known_rate(limits):
+            return self.rates(limits)["requests"] * (1 - LARGEST_DROP)
+        if self.found.confirmed:
+            return self.found.per_s * CUT
+        few = 0 < self.answers.number_since(self.refused_before) < FEW_ANSWERS
+        return self.found.per_s / 2 if few and self.stops == 1 else 0.0
+
+    def _answered(self, limits: EndpointConfig, now: float) -> None:
+        if self.of_burst == 0:
+            self.stops = 0
+        self.answers.add(now)
+        self.slots.succeed(limits, now)
+        if not self.opened:
+            self.opening += 1 / (FIRST_ANSWERS_PER_STEP if self.opening < MANY_AT_ONCE else LATER_ANSWERS_PER_STEP)
+            self.opened = self.opening >= limits.max_at_once
+
+    def _admit_one_ahead(self, wanted: Sequence[Call], limits: EndpointConfig, now: float) -> Admission:
+        """Two stops brought nothing: whether the endpoint takes calls again is tried with one."""
+        if not wanted or now < self.alone_until:
+            return Admission(0, _bounded(self.alone_until - now if wanted else SLOT_WAIT_S))
+        self._take(wanted[0])
+        self.sent_at_once = 1
+        self.alone_until = now + ALONE_S
+        return Admission(1, LONGEST_WAIT_S)
+
+    # Outages
+
+    def _admit_probe(self, wanted: Sequence[Call], limits: EndpointConfig, now: float) -> Admission:
+        pause = self.health.words()
+        if not wanted or now < self.health.probe_at:
+            return Admission(0, _bounded(self.health.probe_at - now if wanted else SLOT_WAIT_S), pause)
+        self._take(wanted[0])
+        self.health.send_probe(wanted[0], now)
+        return Admission(1, LONGEST_WAIT_S, pause)
+
+    def _judge(self, done: Done, now: float) -> None:
+        """What an end says of the endpoint's health."""
+        if not self.health.unwell:
+            self.health.note(done, now)
+        elif done.call.key not in self.health.probes:
+            return
+        elif done.outcome in WELL or done.outcome is Outcome.LIMITED:
+            self.health.recover()
+            self.slots.forget()
+            self.found.doubt()
+        else:
+            self.health.probe_failed(done.error, now)
+
+
+def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {name: value for name, value in data.items() if name in names}
+
+
+def _smaller(first: float, second: float) -> float:
+    """The smaller of two limits, where 0 is none."""
+    return min(first, second) if first and second else first or second
+
+
+def _bounded(wait_s: float) -> float:
+    return min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, wait_s))
+
+
+def _time_of_day(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S} UTC"
