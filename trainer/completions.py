@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from trainer.api_errors import explain
+from trainer.api_errors import explain, outcome_of
 from trainer.batch_mode import BatchDesk
 from trainer.calls import Call, Calls, Done, Outcome, Told, Turn
 from trainer.config import EndpointConfig, RoleConfig
@@ -239,14 +239,7 @@ class Endpoint:
             error = openai.APITimeoutError(request=httpx2.Request("POST", self.url))
         problem = explain(self.name, self.url, self.config, error)
         told = told_of(error.response.headers) if isinstance(error, openai.APIStatusError) else Told()
-        if isinstance(problem, ConfigError | ResponseFormatError) or not isinstance(error, openai.APIError):
-            return Outcome.REFUSED, problem, told
-        if isinstance(error, openai.RateLimitError):
-            return Outcome.LIMITED, problem, told
-        never_sent = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
-        if isinstance(error, openai.APIStatusError) or never_sent:
-            return Outcome.FAILED, problem, told
-        return Outcome.UNANSWERED, problem, told
+        return outcome_of(error, problem), problem, told
 
     def _count_refusal(self, error: Exception) -> None:
         self._failures_in_a_row += 1
