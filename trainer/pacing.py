@@ -27,14 +27,15 @@ HEADROOM = 0.98
 BURST_S = 0.15
 """A bucket holds so many seconds' worth: what gathers between two turns."""
 BURST_GROWTH = BURST_S / 240
-"""Seconds' worth a second: how fast a bucket grows again that was made smaller because a server that keeps to its word refused."""
+"""Seconds' worth a second: how fast a bucket grows again that was made smaller because calls came too close together."""
+LARGEST_DROP = 0.1
+"""One burst of 429s lowers a known limit by no more than this share."""
 FEW_ANSWERS = 10
 """Fewer say little of a rate."""
 SETTLED_S = 10.0
+"""Over so long a span, what a server had in store counts for little."""
 MINUTE_SHARE = 1.25
-"""An endpoint that refuses gives no more than this share of what it gave in the last minute."""
-LARGEST_DROP = 0.1
-"""One burst of 429s lowers a known limit by no more than this share."""
+"""A server that refuses allows no more than so many times what it gave in the last minute."""
 TURN_S = 0.02
 """A turn is worth taking for so many seconds' worth of calls."""
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.005, 1.0
@@ -70,8 +71,10 @@ FIRST_OUTPUT_SHARE = 0.25
 """Of the most that a call may be answered with: the length expected before any answer was seen."""
 LENGTHS_AVERAGED = 100
 
+LONGEST_ERROR = 500
+"""Characters of an error that are kept."""
+
 WELL = frozenset({Outcome.ANSWERED, Outcome.REFUSED})
-UNPAID = frozenset({Outcome.LIMITED, Outcome.FAILED, Outcome.REFUSED})
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Answers:
             del self.counts[:surplus]
 
     def number_since(self, start: float) -> int:
+        """Calls answered since, to the second."""
         return sum(count for second, count in enumerate(self.counts) if self.since + second + 1 > start)
 
     def best_rate(self, start: float, end: float, *, stop_s: float, settled: bool) -> float:
@@ -236,7 +240,7 @@ class Health:
             return
         self.outcomes = (self.outcomes + ("+" if done.outcome in WELL else "-"))[-LAST_OUTCOMES:]
         if done.outcome not in WELL:
-            self.error = done.error
+            self.error = done.error[:LONGEST_ERROR]
         failures = self.outcomes.count("-")
         if len(self.outcomes) >= FEWEST_OUTCOMES and 2 * failures > len(self.outcomes):
             self.unwell_since, self.interval_s, self.probes = now, FIRST_PROBE_S, []
@@ -247,7 +251,7 @@ class Health:
         self.probe_at = now + LOST_PROBE_S
 
     def probe_failed(self, error: str, now: float) -> None:
-        self.error = error
+        self.error = error[:LONGEST_ERROR]
         self.interval_s = min(LONGEST_PROBE_S, self.interval_s * PROBE_GROWTH)
         self.probe_at = now + self.interval_s
 
@@ -259,7 +263,7 @@ class Health:
             return ""
         return (
             f"The endpoint is unwell since {_time_of_day(self.unwell_since)}: more than half of its last calls failed. "
-            f"The last error: {self.error or 'none was told'} Calls wait until one that is tried every few seconds is answered."
+            f"Calls wait; one is tried every few seconds until it is answered. The last error: {self.error or 'none was told.'}"
         )
 
 
@@ -316,19 +320,16 @@ class Pace:
         self._count_burst(in_flight)
         room = max(0, self.at_once(limits) - in_flight)
         if self.health.unwell:
-            return self._admit_probe(wanted[:room], limits, now)
-        if now < self.stop_until:
-            return Admission(0, _bounded(self.stop_until - now))
-        if self.stops >= 2:
-            return self._admit_one_ahead(wanted[:room], limits, now)
-        count = self._admit_flow(wanted[:room])
-        if count:
-            self.sent_at_once = in_flight + count
-        if count == len(wanted):
-            self.held_by = "" if count else self.held_by
-            return Admission(count, LONGEST_WAIT_S)
-        self.held_by = "slots" if count == room else "rate"
-        return Admission(count, SLOT_WAIT_S if count == room else self._next_tokens_s(len(wanted) - count, limits))
+            admission = self._admit_probe(wanted[:room], now)
+        elif now < self.stop_until:
+            admission = Admission(0, _bounded(self.stop_until - now))
+        elif self.stops >= 2:
+            admission = self._admit_one_ahead(wanted[:room], now)
+        else:
+            admission = self._admit_flow(wanted, room, limits)
+        if admission.count:
+            self.sent_at_once = in_flight + admission.count
+        return admission
 
     def settle(self, done: Sequence[Done], *, limits: EndpointConfig, now: float) -> None:
         """Learn from the ends of calls."""
@@ -395,7 +396,16 @@ class Pace:
         for name in self.levels:
             self.levels[name] -= expected[name]
 
-    def _admit_flow(self, wanted: Sequence[Call]) -> int:
+    def _admit_flow(self, wanted: Sequence[Call], room: int, limits: EndpointConfig) -> Admission:
+        """As many calls as there are slots and tokens for, and a note of which of them ran out."""
+        count = self._take_tokens(wanted[:room])
+        if count == len(wanted):
+            self.held_by = "" if count else self.held_by
+            return Admission(count, LONGEST_WAIT_S)
+        self.held_by = "slots" if count == room else "rate"
+        return Admission(count, SLOT_WAIT_S if count == room else self._next_tokens_s(len(wanted) - count, limits))
+
+    def _take_tokens(self, wanted: Sequence[Call]) -> int:
         """Take calls while no bucket is empty: the last one may overdraw it, so that a call larger than the bucket can go at all."""
         for count, call in enumerate(wanted):
             if any(level <= 0 for level in self.levels.values()):
@@ -505,18 +515,17 @@ class Pace:
             self.opening += 1 / (FIRST_ANSWERS_PER_STEP if self.opening < MANY_AT_ONCE else LATER_ANSWERS_PER_STEP)
             self.opened = self.opening >= limits.max_at_once
 
-    def _admit_one_ahead(self, wanted: Sequence[Call], limits: EndpointConfig, now: float) -> Admission:
+    def _admit_one_ahead(self, wanted: Sequence[Call], now: float) -> Admission:
         """Two stops brought nothing: whether the endpoint takes calls again is tried with one."""
         if not wanted or now < self.alone_until:
             return Admission(0, _bounded(self.alone_until - now if wanted else SLOT_WAIT_S))
         self._take(wanted[0])
-        self.sent_at_once = 1
         self.alone_until = now + ALONE_S
         return Admission(1, LONGEST_WAIT_S)
 
     # Outages
 
-    def _admit_probe(self, wanted: Sequence[Call], limits: EndpointConfig, now: float) -> Admission:
+    def _admit_probe(self, wanted: Sequence[Call], now: float) -> Admission:
         pause = self.health.words()
         if not wanted or now < self.health.probe_at:
             return Admission(0, _bounded(self.health.probe_at - now if wanted else SLOT_WAIT_S), pause)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from trainer.calls import Call, Done, Outcome, Told, Window
 from trainer.config import EndpointConfig
-from trainer.pacing import BURST_S, LONGEST_WAIT_S, SHORTEST_WAIT_S, Pace
+from trainer.pacing import BURST_S, LONGEST_WAIT_S, SHORTEST_WAIT_S, Pace, Slots
 from trainer.records import Completion
 
 T0 = 1_800_000_000.0
@@ -431,14 +431,10 @@ def test_calls_at_once_grow_by_one_for_25_answers() -> None:
 
 
 def test_calls_at_once_never_fall_below_one() -> None:
-    pace = Pace(opened=True)
+    slots = Slots()
     for n in range(40):
-        full(pace, at=T0 + 100 * n)
-        pace.settle([end(Outcome.LIMITED)], limits=FAST, now=T0 + 100 * n)
-        pace.admit([], limits=FAST, in_flight=0, now=T0 + 100 * n)
-        pace.settle([end(Outcome.ANSWERED)], limits=FAST, now=T0 + 100 * n)
-    assert pace.at_once(FAST) == 1
-    assert pace.admit(calls(9), limits=FAST, in_flight=0, now=T0 + 1e6).count == 1
+        slots.cut(slots.at_once(FAST), T0 + n)
+    assert slots.at_once(FAST) == 1
 
 
 def test_retry_after_stops_the_endpoint_and_says_so() -> None:
