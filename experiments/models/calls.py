@@ -8,8 +8,6 @@ from experiments.models.endpoint import Endpoint
 from experiments.models.run import Iteration, Job, Run
 from trainer.plan import Stage as StageName
 
-NANODOLLARS = 1_000_000_000
-
 
 class LedgerLine(models.Model):
     """What a role's calls to an endpoint cost in one stage of one iteration of one run; adds up to its completions.

@@ -2,6 +2,7 @@ from django.db import models
 from django.db.models import Q
 
 from experiments.models.calls import LedgerLine
+from trainer.records import CUT_OFF
 
 
 class Completion(models.Model):
@@ -41,4 +42,4 @@ class Completion(models.Model):
     @property
     def good(self) -> bool:
         """Whether the reply is whole (see `trainer.records.Completion`)."""
-        return self.finish_reason not in ("length", "content_filter")
+        return self.finish_reason not in CUT_OFF
