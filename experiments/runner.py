@@ -116,13 +116,14 @@ class JobDesk:
     def __init__(self, book: PostgresBook, pulse: Pulse) -> None:
         self._book = book
         self._pulse = pulse
+        # Asked for here and not in `roles`, which is called inside the event loop, where the database may not be asked.
+        self._config = replace(book.config, endpoints=durably(lambda: live_endpoints(book.config)))
         self.notes: list[str] = []
         self.over_budget = False
 
     def roles(self) -> AbstractAsyncContextManager[EndpointRoles]:
-        config = self._book.config
         return open_roles(
-            replace(config, endpoints=live_endpoints(config)),
+            self._config,
             self._book.calls,
             offline_url=f"http://127.0.0.1:{settings.LIONWEB_OFFLINE_PORT}/v1",
             guard=AddressGuard.from_settings(settings.LIONWEB_PRIVATE_HOSTS),

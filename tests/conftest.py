@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from experiments.roles import Role
     from trainer.demo.process import OfflineTeacher
 
+ASYNC_UNSAFE = "DJANGO_ALLOW_ASYNC_UNSAFE"
 DATA = stack.make_data_folder()
 OWN_POSTGRES = "DATABASE_URL" not in os.environ
 os.environ.setdefault("DATABASE_URL", embedded.database_url(DATA / "postgres"))
@@ -37,8 +38,6 @@ os.environ.update(
     LIONWEB_HEARTBEAT_S="0.5",
     LIONWEB_SWEEP_S="0.5",
     SECRET_KEY="for the tests",
-    # Playwright's own event loop runs in the thread of the tests, and Django would take us for asynchronous code.
-    DJANGO_ALLOW_ASYNC_UNSAFE="true",
 )
 django.setup()
 
@@ -81,6 +80,7 @@ def django_db_setup(django_db_setup: None) -> Iterator[None]:
 
 def _workers(folder: Path, broker_url: str) -> stack.Workers:
     environment = {**os.environ, "DATABASE_URL": TEST_DATABASE_URL, "CELERY_BROKER_URL": broker_url, "PYTHONUNBUFFERED": "1"}
+    environment.pop(ASYNC_UNSAFE, None)  # a worker that asks the database inside its event loop has to fail here too
     return stack.Workers(environment, folder)
 
 
@@ -183,7 +183,9 @@ def browser() -> Iterator["Browser"]:
     path = find_browser()
     if path is None:
         pytest.fail(MISSING, pytrace=False)
-    with sync_playwright() as playwright:
+    with sync_playwright() as playwright, pytest.MonkeyPatch.context() as patch:
+        # Playwright's own event loop runs in the thread of the tests from here on, and Django would take us for asynchronous code.
+        patch.setenv(ASYNC_UNSAFE, "true")
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
