@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import Any
 
+from django.conf import settings
 from django.utils import timezone
 
 from experiments import querysets
@@ -19,6 +20,9 @@ STAGE_ORDER = (Stage.DISCRIMINATION, Stage.GENERATION, Stage.IMITATION, Stage.EV
 
 LIVE_RUN = frozenset({RunState.QUEUED, RunState.RUNNING, RunState.STOPPING})
 """A run in one of these states changes by itself: its page asks again."""
+
+WAITING_RUN = frozenset({RunState.FAILED, RunState.STOPPED})
+"""A run in one of these states goes on once a person says so, maybe on another page: its page asks now and then."""
 
 UNITS = {Step.TUNING: "steps", Step.CANDIDATES: "new", Step.BENCHMARKS: "answers", Step.JUDGEMENTS: "judged"}
 
@@ -38,6 +42,10 @@ class StepView:
     left: timedelta | None
     took: timedelta | None = None
     """What its attempts that are over took, together."""
+    unheard: timedelta | None = None
+    """How long its worker has not been heard of, where that is too long to be well."""
+    others: int = 0
+    """Running jobs of its queue, where it waits for a worker."""
 
     @property
     def percent(self) -> float:
@@ -82,13 +90,28 @@ class IterationView:
 class Board:
     run: Any
     iterations: Sequence[IterationView]
-    jobs: Sequence[Job]
+    jobs: Sequence[Any]
     metrics: Sequence[Metric]
     scores: Sequence[BenchmarkScore]
 
     @property
     def live(self) -> bool:
         return self.run.state in LIVE_RUN
+
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody may make the run go on."""
+        return self.run.state in WAITING_RUN
+
+    @property
+    def attempts(self) -> list[tuple[Job, int]]:
+        """Every job with the items its rows tell are done, newest first."""
+        latest = {step.job.pk: step.done for step in self._steps if step.job and step.job.items_total}
+        return [(job, latest.get(job.pk, job.done)) for job in reversed(self.jobs)]
+
+    @property
+    def _steps(self) -> list[StepView]:
+        return [step for iteration in self.iterations for stage in iteration.stages if stage for step in stage.steps]
 
     @property
     def now(self) -> list[tuple[IterationView, StageView, StepView]]:
@@ -122,14 +145,14 @@ class Board:
 
 def read_board(run: Run, *, now: datetime | None = None) -> Board:
     """Everything the run page shows, in a fixed number of queries. `run` comes from `runs_with_state`."""
-    jobs = list(Job.objects.filter(stage__iteration__run=run).select_related("stage__iteration").order_by("id"))
+    jobs = list(querysets.jobs_with_done().filter(stage__iteration__run=run).select_related("stage__iteration").order_by("id"))
     metrics = list(querysets.loss_curve(run))
     rows = list(querysets.iterations_with_counts(run))
     scores = list(querysets.macro_scores([run]))
     checkpoints = {c.iteration_id: c for c in Checkpoint.objects.filter(iteration__run=run).defer("manifest")}
     config = run.run_config()
     sizes = _pool_sizes(rows, accumulated=config.loop.train_pool == "accumulate")
-    steps = _step_views(jobs, metrics, _counted(rows), now or timezone.now())
+    steps = _step_views(jobs, metrics, _counted(rows, jobs), now or timezone.now())
     rejected = querysets.rejected_by_fate(run)
     by_number: dict[int, Iteration] = {row.number: row for row in rows}
 
@@ -161,12 +184,16 @@ def _pool_sizes(rows: Sequence[Any], *, accumulated: bool) -> dict[int, tuple[in
     return {row.number: (so_far[i + 1] if accumulated else row.made, so_far[i]) for i, row in enumerate(rows)}
 
 
-def _counted(rows: Sequence[Any]) -> dict[tuple[int, str], int]:
-    """Items done that the rows already tell, so that progress and the counts beside it agree between two heartbeats."""
+def _counted(rows: Sequence[Any], jobs: Sequence[Job]) -> dict[tuple[int, str], int]:
+    """Items done as the rows tell: ahead of the last heartbeat, in agreement with the counts beside them, and after a crash as well."""
     counted: dict[tuple[int, str], int] = {}
     for row in rows:
         counted[row.number, Step.JUDGEMENTS] = row.judged
         counted[row.number, Step.CANDIDATES] = row.accepted
+    for job in {(job.stage_id, job.step): job for job in jobs}.values():
+        place = (job.stage.iteration.number, job.step)
+        if job.items_total and job.state != JobState.FINISHED and place not in counted:
+            counted[place] = querysets.items_done(job.step, job.stage.iteration)
     return counted
 
 
@@ -179,19 +206,29 @@ def _step_views(
     logged: dict[int, list[Metric]] = {}
     for metric in metrics:
         logged.setdefault(metric.job_id, []).append(metric)
-    return {key: _step_view(tries, logged.get(tries[-1].pk, []), now, counted=counted.get(key, 0)) for key, tries in attempts.items()}
+    others = others_running(jobs)
+    return {
+        key: _step_view(tries, logged.get(tries[-1].pk, []), now, counted=counted.get(key, 0), others=others)
+        for key, tries in attempts.items()
+    }
 
 
-def _step_view(tries: Sequence[Job], logged: Sequence[Metric], now: datetime, *, counted: int = 0) -> StepView:
+def others_running(jobs: Sequence[Job]) -> dict[str, int]:
+    """queue -> how many jobs run there now; asked only where one of these jobs waits for a worker."""
+    return querysets.running_by_queue() if any(job.state == JobState.QUEUED for job in jobs) else {}
+
+
+def _step_view(tries: Sequence[Job], logged: Sequence[Metric], now: datetime, *, counted: int, others: Mapping[str, int]) -> StepView:
     """A step by its attempts, and by what the last of them logged where it is a tuning."""
     job = tries[-1]
     before, done, total = job.items_before, job.items_done, job.items_total
-    if job.state == JobState.RUNNING and total:
+    if total and job.state != JobState.FINISHED:
         done = min(max(done, counted), total)
     if logged:
         done, total = max(done, logged[-1].step), logged[-1].steps
         before = logged[0].step if len(tries) > 1 else 0  # a later attempt goes on from a saved step
-    per_s = _rate(job, done - before, now)
+    unheard = _unheard(job, now)
+    per_s = None if unheard else _rate(job, done - before, now)
     return StepView(
         name=job.step,
         unit=UNITS.get(Step(job.step), "responses"),
@@ -203,6 +240,8 @@ def _step_view(tries: Sequence[Job], logged: Sequence[Metric], now: datetime, *,
         per_s=per_s,
         left=timedelta(seconds=(total - done) / per_s) if per_s and total > done else None,
         took=sum((_length(attempt) for attempt in tries), timedelta()),
+        unheard=unheard,
+        others=others.get(job.queue, 0) if job.state == JobState.QUEUED else 0,
     )
 
 
@@ -217,9 +256,20 @@ def _rate(job: Job, done: int, now: datetime) -> float | None:
     return done / max((now - job.started_at).total_seconds(), 0.001)
 
 
-def step_of(job: Job, *, tuned: Metric | None = None, now: datetime | None = None) -> StepView:
-    """One live job as a step, for lists over many runs; `tuned` is its last logged step, which says how long a tuning is."""
-    return _step_view([job], [tuned] if tuned else [], now or timezone.now())
+def _unheard(job: Job, now: datetime) -> timedelta | None:
+    """How long a running job has missed its heartbeats, once that are more than two: its worker may be dead."""
+    if job.state != JobState.RUNNING or job.lease_expires_at is None:
+        return None
+    silent = now - (job.lease_expires_at - timedelta(seconds=settings.LIONWEB_LEASE_S))
+    return silent if silent > timedelta(seconds=2 * settings.LIONWEB_HEARTBEAT_S) else None
+
+
+def step_of(job: Job, *, tuned: Metric | None, others: Mapping[str, int]) -> StepView:
+    """One live job as a step, for lists over many runs.
+
+    tuned: its last logged step, which says how long a tuning is; others: queue -> how many jobs run there.
+    """
+    return _step_view([job], [tuned] if tuned else [], timezone.now(), counted=0, others=others)
 
 
 def _waiting(step: Step) -> StepView:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, TypedDict
@@ -10,6 +9,7 @@ from typing import Any, TypedDict
 from django import forms
 
 from experiments.models import Budget
+from experiments.typed_numbers import NotANumberError, read_dollars, read_whole_number
 from trainer.prices import NANODOLLARS
 
 MOST_DOLLARS = 100_000_000
@@ -38,17 +38,16 @@ class DollarsField(forms.CharField):
         super().__init__(required=False, max_length=40, widget=forms.TextInput(attrs=attrs), **options)
 
     def clean(self, value: Any) -> int | None:
-        typed = super().clean(value).removeprefix("$").replace(",", "").strip()
-        if not typed:
+        try:
+            dollars = read_dollars(super().clean(value), wanted="an amount in dollars, for instance 12.50")
+        except NotANumberError as error:
+            raise forms.ValidationError(str(error)) from None
+        if dollars is None:
             return None
-        if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", typed, re.ASCII):
-            raise forms.ValidationError("Give an amount in dollars, for instance 12.50.")
-        dollars = Decimal(typed)
-        if dollars <= 0:
-            raise forms.ValidationError("A budget is more than 0. Leave it empty for no limit.")
-        if dollars > MOST_DOLLARS:
-            raise forms.ValidationError(f"The most is ${MOST_DOLLARS:,}. Leave it empty for no limit.")
-        return max(1, round(dollars * NANODOLLARS))
+        _check_cap(dollars, most=Decimal(MOST_DOLLARS), sign="$")
+        if dollars * NANODOLLARS < 1:
+            raise forms.ValidationError(f"No call costs so little: the least is ${Decimal(1) / NANODOLLARS:f}.")
+        return round(dollars * NANODOLLARS)
 
 
 class CallsField(forms.CharField):
@@ -59,17 +58,20 @@ class CallsField(forms.CharField):
         super().__init__(required=False, max_length=40, widget=forms.TextInput(attrs=attrs), **options)
 
     def clean(self, value: Any) -> int | None:
-        typed = super().clean(value).replace(",", "").strip()
-        if not typed:
-            return None
-        if not re.fullmatch(r"-?\d+", typed, re.ASCII):
-            raise forms.ValidationError("Give a whole number of calls, for instance 5000.")
-        calls = int(typed)
-        if calls <= 0:
-            raise forms.ValidationError("A budget is more than 0. Leave it empty for no limit.")
-        if calls > MOST_CALLS:
-            raise forms.ValidationError(f"The most is {MOST_CALLS:,}. Leave it empty for no limit.")
+        try:
+            calls = read_whole_number(super().clean(value), wanted="a whole number of calls, for instance 5000")
+        except NotANumberError as error:
+            raise forms.ValidationError(str(error)) from None
+        if calls is not None:
+            _check_cap(Decimal(calls), most=Decimal(MOST_CALLS))
         return calls
+
+
+def _check_cap(value: Decimal, *, most: Decimal, sign: str = "") -> None:
+    if value <= 0:
+        raise forms.ValidationError("A budget is more than 0. Leave it empty for no limit.")
+    if value > most:
+        raise forms.ValidationError(f"The most is {sign}{most:,}. Leave it empty for no limit.")
 
 
 class BudgetForm(forms.Form):

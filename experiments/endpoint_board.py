@@ -10,8 +10,13 @@ from typing import Any
 from django.db.models import Count, F, Q, QuerySet, Sum
 
 from experiments.ledger import Meter, budget_meters, unwell_endpoints
-from experiments.models import Batch, Budget, Endpoint, LedgerLine, PendingCall
+from experiments.models import Batch, Budget, Endpoint, PendingCall
+from experiments.querysets_calls import lines_on, runs_using
 from experiments.services.budgets import Spent, spent
+from experiments.templatetags.lionweb import duration
+from trainer.calls import Window
+from trainer.endpoint_test import ROLE as TEST
+from trainer.pacing import LONGER_THAN_A_MINUTE_S
 
 MOST_GROUPS = 50
 MOST_BATCHES = 20
@@ -24,7 +29,8 @@ class EndpointState:
     """An endpoint as it is now.
 
     key_is_set: in the environment of this web server. words: why its calls wait, "" where they do not. under_way, batched: calls
-    without an answer yet to this server and model with this key, whoever makes them.
+    without an answer yet to this server and model with this key, whoever makes them. runs: how many have a job that is queued or running,
+    and this endpoint in their config.
     """
 
     endpoint: Endpoint
@@ -32,12 +38,23 @@ class EndpointState:
     words: str
     under_way: int
     batched: int
+    runs: int
+
+
+def limit_words(window: Window) -> str:
+    """What a server told of a limit: so many a minute, and how many it would take at once when it said so."""
+    most = f"{window.limit:,.0f}"
+    if (window.reset_s or 0.0) >= LONGER_THAN_A_MINUTE_S:
+        left = "" if window.remaining is None else f", {window.remaining:,.0f} of them left"
+        return f"{most} in a longer time than a minute{left}; whole again in {duration(window.reset_s)}"
+    return f"{most} a minute" + ("" if window.remaining is None else f", {window.remaining:,.0f} more right away")
 
 
 def states_of(endpoints: Sequence[Endpoint]) -> list[EndpointState]:
     """The endpoints as they are now, in so many queries, however many they are."""
     words = dict(unwell_endpoints({endpoint.name: endpoint.config() for endpoint in endpoints}))
     waiting = _waiting(endpoints)
+    using = runs_using([endpoint.name for endpoint in endpoints])
     return [
         EndpointState(
             endpoint=endpoint,
@@ -45,6 +62,7 @@ def states_of(endpoints: Sequence[Endpoint]) -> list[EndpointState]:
             words=words.get(endpoint.name, ""),
             under_way=waiting.get(_server(endpoint), (0, 0))[0],
             batched=waiting.get(_server(endpoint), (0, 0))[1],
+            runs=using.get(endpoint.name, 0),
         )
         for endpoint in endpoints
     ]
@@ -64,7 +82,10 @@ def _waiting(endpoints: Sequence[Endpoint]) -> dict[tuple[str, str, str], tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointBoard:
-    """What an endpoint's page shows. by_role, by_run: sums of the ledger, the dearest first; runs: how many have called it."""
+    """What an endpoint's page shows.
+
+    by_role, by_run: sums of the ledger, the dearest first; runs: how many have called it; together: the sums of all.
+    """
 
     state: EndpointState
     spent: Spent
@@ -72,15 +93,23 @@ class EndpointBoard:
     by_role: Sequence[dict[str, Any]]
     by_run: Sequence[dict[str, Any]]
     runs: int
+    together: dict[str, Any]
     batches: QuerySet[Batch]
 
     @property
     def meters(self) -> dict[str, Meter]:
         return budget_meters(self.budget, self.spent)
 
+    @property
+    def payers(self) -> str:
+        """Who made the calls, in words."""
+        by = [f"by {self.runs:,} run{'s' if self.runs != 1 else ''}"] if self.runs else []
+        by += ["by tests"] if any(row["role"] == TEST for row in self.by_role) else []
+        return " and ".join(by).capitalize() or "By runs that are deleted"
+
 
 def read_endpoint(endpoint: Endpoint) -> EndpointBoard:
-    lines = LedgerLine.objects.filter(endpoint=endpoint.name)
+    lines = lines_on(endpoint.name)
     return EndpointBoard(
         state=states_of([endpoint])[0],
         spent=spent(endpoint),
@@ -88,6 +117,7 @@ def read_endpoint(endpoint: Endpoint) -> EndpointBoard:
         by_role=_summed(endpoint, "role"),
         by_run=_summed(endpoint, "run", "run__name"),
         runs=lines.filter(run__isnull=False).values("run").distinct().count(),
+        together=lines.aggregate(**{f"sum_{name}": Sum(name, default=0) for name in SUMS}),
         batches=_batches(endpoint)[:MOST_BATCHES],
     )
 
@@ -95,8 +125,9 @@ def read_endpoint(endpoint: Endpoint) -> EndpointBoard:
 def _summed(endpoint: Endpoint, *by: str) -> list[dict[str, Any]]:
     """Sums of the endpoint's ledger lines, grouped; the dearest groups first."""
     sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in SUMS}
-    rows = LedgerLine.objects.filter(endpoint=endpoint.name).order_by().values(*by).annotate(**sums)
-    return [dict(row) for row in rows.order_by(F("sum_nanodollars").desc(), F("sum_calls").desc())[:MOST_GROUPS]]
+    rows = lines_on(endpoint.name).order_by().values(*by).annotate(**sums)
+    counted = F("sum_nanodollars") + F("sum_unanswered_nanodollars")
+    return [dict(row) for row in rows.order_by(counted.desc(), F("sum_calls").desc())[:MOST_GROUPS]]
 
 
 def _batches(endpoint: Endpoint) -> QuerySet[Batch]:

@@ -99,6 +99,14 @@ class Section:
         return any(field.errors for field in self.fields)
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A setting that keeps a run from being forecast. complaint: what is wrong with it and what to do; "" where it is only empty."""
+
+    label: str
+    complaint: str
+
+
 class ExperimentForm(_ExperimentModelForm):
     class Meta:
         model = Experiment
@@ -116,7 +124,7 @@ class LaunchForm(forms.Form):
         label="Name of the run", required=False, max_length=100, help_text="Left empty, it gets one of two words and a number."
     )
     seed_pool = forms.ChoiceField(label="Seed pool")
-    endpoint = forms.ChoiceField(label="Endpoint", help_text="Teacher, referee and generator, unless the next two say otherwise.")
+    endpoint = forms.ChoiceField(label="Endpoint", help_text="Teacher, referee and generator, unless another is chosen for one of them.")
     referee_endpoint = forms.ChoiceField(label="Referee's endpoint", required=False)
     generator_endpoint = forms.ChoiceField(label="Generator's endpoint", required=False)
     judge_endpoint = forms.ChoiceField(label="Judge's endpoint", required=False, help_text="Used by benchmarks that need a judge.")
@@ -170,10 +178,18 @@ class LaunchForm(forms.Form):
         return [Section(name, SECTION_WORDS.get(name, name), bound) for name, bound in grouped.items() if bound]
 
     @property
-    def not_forecast(self) -> list[str]:
-        """What has to be chosen or mended before the run can be forecast: labels of fields. Call `is_valid` first."""
-        about_the_run = [name for name in self.errors if name not in NOT_ABOUT_CALLS]
-        return [str(self.fields[name].label) if name in self.fields else str(self.errors[name][0]) for name in about_the_run]
+    def not_forecast(self) -> list[Missing]:
+        """What has to be chosen or mended before the run can be forecast. Call `is_valid` first."""
+        return [self._missing(name) for name in self.errors if name not in NOT_ABOUT_CALLS]
+
+    def _missing(self, name: str) -> Missing:
+        error = self.errors.as_data()[name][0]
+        label = str(self.fields[name].label) if name in self.fields else "Another setting"
+        section = name.partition(".")[0]
+        return Missing(
+            label=f"{SECTION_WORDS[section]}, {label}" if section in ROLES else label,
+            complaint="" if error.code == "required" else str(self.errors[name][0]),
+        )
 
     # Checks
 

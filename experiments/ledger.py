@@ -14,7 +14,7 @@ from experiments.board import LIVE_RUN, Board
 from experiments.budget_form import caps_of
 from experiments.models import Budget, Job, LedgerLine
 from experiments.querysets_calls import LOOP_ORDER
-from experiments.services.budgets import Spent, spent
+from experiments.services.budgets import Spent, budgets_in_the_way, spent
 from experiments.services.forecasts import forecast_rest
 from experiments.states import JobState, RunState
 from trainer.forecast import Forecast, Line
@@ -40,6 +40,15 @@ class Sums:
     saved: int = 0
     saved_nanodollars: int = 0
 
+    @property
+    def counted_calls(self) -> int:
+        """What counts in a budget: calls that were paid, or may have been."""
+        return self.calls + self.unanswered
+
+    @property
+    def counted_nanodollars(self) -> int:
+        return self.nanodollars + self.unanswered_nanodollars
+
 
 def add_up(lines: Iterable[LedgerLine]) -> Sums:
     lines = list(lines)
@@ -57,12 +66,22 @@ class LedgerGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """A run's ledger. completions: how many completions are kept for it, counted from themselves."""
+    """A run's ledger.
+
+    completions: how many completions are kept for it, counted from themselves. estimated_lines: line id -> how many of its completions have
+    tokens that we counted.
+    """
 
     groups: Sequence[LedgerGroup]
     total: Sums
     completions: int
     differing: Sequence[LedgerLine]
+    estimated_lines: Mapping[int, int]
+
+    @property
+    def estimated(self) -> int:
+        """How many of the calls have tokens that we counted."""
+        return sum(self.estimated_lines.values())
 
     @property
     def adds_up(self) -> bool:
@@ -79,6 +98,7 @@ def read_ledger(run: Any) -> Ledger:
         total=add_up(lines),
         completions=sum(kept.values()),
         differing=[line for line in lines if kept.get(line.pk, 0) != line.calls],
+        estimated_lines=querysets_calls.estimated_by_line(run),
     )
 
 
@@ -142,16 +162,29 @@ class CostRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """A job that stopped at budgets, and which they are."""
+
+    job: Job
+    budgets: Sequence[Budget]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Costs:
-    """A run's calls and cost. rest: forecast of what is still to do, None for a finished run. unwell: endpoints, each with why."""
+    """A run's calls and cost.
+
+    estimated: whether any tokens were counted by us. rest: forecast of what is still to do, None for a finished run. sums: of the ledger's
+    lines. unwell: endpoints, each with why.
+    """
 
     spent: Spent
+    sums: Sums
+    estimated: bool
     rest: Forecast | None
     budget: Budget | None
     rows: Sequence[CostRow]
-    stopped: Sequence[Job]
+    stopped: Sequence[Stopped]
     unwell: Sequence[tuple[str, str]]
-    endpoint_budgets: Sequence[Budget]
 
     @property
     def calls(self) -> int:
@@ -174,21 +207,19 @@ def read_costs(board: Board) -> Costs:
     """What the run page says of calls and money, in a number of queries that depends on the state of the run alone."""
     run = board.run
     config = run.run_config()
-    lines = list(querysets_calls.ledger_of(run))
+    lines = list(querysets_calls.ledger_with_estimates(run))
     rows = [iteration.row for iteration in board.iterations if iteration.row]
     over = run.state == RunState.FINISHED
     rest = None if over else forecast_rest(run, config, jobs=board.jobs, rows=rows, lines=lines)
-    stopped = _stopped_at_budget(board)
     return Costs(
         spent=spent(run),
+        sums=add_up(lines),
+        estimated=any(line.estimated for line in lines),
         rest=rest,
         budget=Budget.objects.filter(run=run).first(),
         rows=_rows(lines, rest.lines if rest else ()),
-        stopped=stopped,
+        stopped=[Stopped(job=job, budgets=budgets_in_the_way(job)) for job in _stopped_at_budget(board)],
         unwell=unwell_endpoints(config.endpoints) if run.state in LIVE_RUN else (),
-        endpoint_budgets=list(Budget.objects.filter(endpoint__name__in=list(config.endpoints)).select_related("endpoint"))
-        if stopped
-        else (),
     )
 
 

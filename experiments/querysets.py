@@ -23,7 +23,7 @@ from django.db.models import (
     Value,
     When,
 )
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Greatest
 
 from experiments.models import BenchmarkScore, Candidate, Instruction, Iteration, Job, Metric, Response, Role, Run, Verdict
 from experiments.states import LIVE, MOVES, JobState, RunState
@@ -44,6 +44,11 @@ def _jobs_of_run() -> QuerySet[Job]:
     return Job.objects.filter(stage__iteration__run=OuterRef("pk"))
 
 
+def _later_attempts() -> QuerySet[Job]:
+    """Of a job's step."""
+    return Job.objects.filter(stage=OuterRef("stage"), step=OuterRef("step"), pk__gt=OuterRef("pk"))
+
+
 def latest_jobs() -> QuerySet[Job]:
     """The latest job of each step."""
     return Job.objects.order_by("stage_id", "step", "-id").distinct("stage_id", "step")
@@ -52,8 +57,7 @@ def latest_jobs() -> QuerySet[Job]:
 def runs_with_state() -> QuerySet[Run]:
     """Runs annotated with `state` and `finished_steps`, derived from their jobs."""
     jobs = _jobs_of_run()
-    superseded = Job.objects.filter(stage=OuterRef("stage"), step=OuterRef("step"), pk__gt=OuterRef("pk"))
-    unresolved = jobs.filter(state__in=[JobState.FAILED, JobState.CRASHED]).filter(~Exists(superseded))
+    unresolved = jobs.filter(state__in=[JobState.FAILED, JobState.CRASHED]).filter(~Exists(_later_attempts()))
     finished = jobs.filter(state=JobState.FINISHED).order_by().values("stage__iteration__run").annotate(n=Count("pk")).values("n")
     stopping = Q(stop_requested_at__isnull=False)
     live = Exists(jobs.filter(state__in=sorted(LIVE)))
@@ -151,11 +155,34 @@ def live_jobs() -> QuerySet[Job]:
     return jobs.order_by(F("started_at").asc(nulls_last=True), "id")
 
 
-def unresolved_jobs() -> QuerySet[Job]:
-    """Failed and crashed jobs whose step nobody has tried again, newest first: they wait for a person."""
-    superseded = Job.objects.filter(stage=OuterRef("stage"), step=OuterRef("step"), pk__gt=OuterRef("pk"))
-    jobs = Job.objects.filter(state__in=[JobState.FAILED, JobState.CRASHED]).filter(~Exists(superseded))
-    return jobs.select_related("stage__iteration__run__experiment").order_by("-id")
+def running_by_queue() -> dict[str, int]:
+    """queue -> how many of its jobs run now."""
+    rows = Job.objects.filter(state=JobState.RUNNING).order_by().values_list("queue")
+    return dict(rows.annotate(n=Count("pk")))
+
+
+def jobs_with_done() -> QuerySet[Any]:
+    """Jobs annotated with `done`, the items that were done at their end.
+
+    A worker that was killed wrote down the number of its last heartbeat: what the next attempt at the step found tells more.
+    """
+    next_attempt = _later_attempts().filter(items_total__gt=0).order_by("pk").values("items_before")[:1]
+    return Job.objects.annotate(done=Greatest(F("items_done"), Coalesce(Subquery(next_attempt), 0)))
+
+
+def jobs_for_somebody() -> QuerySet[Job]:
+    """Jobs that wait for a person, newest first: failed, crashed, or stopped at a budget.
+
+    One whose step was tried again waits no more; nor does a failure once the run's owner has launched another run in the same
+    experiment, nor a spent budget once somebody has asked the run to stop.
+    """
+    run = "stage__iteration__run"
+    of_owner = Run.objects.filter(experiment=OuterRef(f"{run}__experiment"), owner=OuterRef(f"{run}__owner"))
+    launched_since = of_owner.filter(pk__gt=OuterRef(run), created_at__gt=OuterRef("ended_at"))
+    failed = Q(state__in=[JobState.FAILED, JobState.CRASHED]) & ~Exists(launched_since)
+    at_budget = Q(state=JobState.STOPPED, over_budget=True, stage__iteration__run__stop_requested_at__isnull=True)
+    jobs = Job.objects.filter(failed | at_budget).filter(~Exists(_later_attempts()))
+    return jobs.select_related(f"{run}__experiment").order_by("-id")
 
 
 def verdict_counts(runs: Iterable[Run]) -> dict[int, dict[int, dict[str, int]]]:

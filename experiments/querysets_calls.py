@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from django.db.models import Case, Count, F, Q, QuerySet, Sum, Value, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, Sum, Value, When
 
-from experiments.models import Candidate, Completion, Job, LedgerLine, Pace, Run
+from experiments.models import Candidate, Completion, Endpoint, Job, LedgerLine, Pace, Run
 from experiments.querysets import latest_jobs
-from experiments.states import JobState
+from experiments.states import LIVE, JobState
 from trainer.config import EndpointConfig
+from trainer.endpoint_test import ROLE as TEST
 from trainer.plan import Stage
-from trainer.records import CUT_OFF, Fate
+from trainer.records import WHOLE, Fate
 
 LOOP_ORDER = (Stage.DISCRIMINATION, Stage.GENERATION, Stage.IMITATION, Stage.EVALUATION)
 
@@ -39,16 +41,19 @@ def completions_by_line(run: Run) -> dict[int, int]:
 
 
 def completions_of(run: Run, *, line: int | None = None, **chosen: Any) -> QuerySet[Completion]:
-    """The completions a run paid for. chosen: iteration (number), stage, role and endpoint of their ledger line; good: True or False."""
+    """The completions a run paid for, those of its latest line and of these the latest first.
+
+    chosen: iteration (number), stage, role and endpoint of their ledger line; good: True or False.
+    """
     of_lines = {"iteration": "iteration__number", "stage": "stage", "role": "role", "endpoint": "endpoint"}
     lines = LedgerLine.objects.filter(run=run, **{column: chosen[name] for name, column in of_lines.items() if name in chosen})
     if line is not None:
         lines = lines.filter(pk=line)
     rows = Completion.objects.filter(line__in=list(lines.values_list("pk", flat=True)))
     if "good" in chosen:
-        cut_off = Q(finish_reason__in=sorted(CUT_OFF))
-        rows = rows.exclude(cut_off) if chosen["good"] else rows.filter(cut_off)
-    return rows.select_related("line__iteration").order_by("line_id", "key")
+        whole = Q(finish_reason__in=sorted(WHOLE))
+        rows = rows.filter(whole) if chosen["good"] else rows.exclude(whole)
+    return rows.select_related("line__iteration").order_by("-line_id", "-created_at", "-key")  # as the index has them
 
 
 @dataclass(frozen=True)
@@ -131,3 +136,36 @@ def paces_of(endpoints: Mapping[str, EndpointConfig]) -> list[tuple[str, Pace]]:
         wanted |= Q(base_url=base_url, model=model, key_env=key_env)
     rows = {(row.base_url, row.model, row.key_env): row for row in Pace.objects.filter(wanted)}
     return [(name, rows[server]) for name, server in sorted(servers.items()) if server in rows]
+
+
+# Of endpoints and estimates
+
+
+def endpoints_offered() -> QuerySet[Endpoint]:
+    """The endpoints that new runs may use, by name."""
+    return Endpoint.objects.filter(archived_at=None).order_by("name")
+
+
+def estimated_by_line(run: Run) -> dict[int, int]:
+    """ledger line id -> how many of its completions have tokens that we counted, since the server told none."""
+    lines = LedgerLine.objects.filter(run=run).values("pk")
+    rows = Completion.objects.filter(line__in=lines, estimated=True).order_by()
+    return dict(rows.values_list("line").annotate(n=Count("*")))
+
+
+def ledger_with_estimates(run: Run) -> QuerySet[Any]:
+    """The lines of `ledger_of`, each with `estimated`: whether the tokens of any of its completions were counted by us."""
+    return ledger_of(run).annotate(estimated=Exists(Completion.objects.filter(line=OuterRef("pk"), estimated=True)))
+
+
+def lines_on(endpoint: str) -> QuerySet[LedgerLine]:
+    """The ledger lines of an endpoint, but for one of tests that sent nothing: the ledger need not know the endpoint by that."""
+    nothing = Q(run=None, role=TEST, calls=0, unanswered=0, limited=0, failed=0)
+    return LedgerLine.objects.filter(endpoint=endpoint).exclude(nothing)
+
+
+def runs_using(names: Iterable[str]) -> dict[str, int]:
+    """endpoint name -> how many runs with a job that is queued or running have it in their config."""
+    live = Run.objects.filter(pk__in=Job.objects.filter(state__in=LIVE).values("stage__iteration__run"))
+    configs = live.filter(config__endpoints__has_any_keys=list(names)).values_list("config__endpoints", flat=True)
+    return dict(Counter(name for endpoints in configs for name in endpoints))

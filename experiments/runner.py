@@ -19,8 +19,8 @@ from experiments.models import Job
 from experiments.querysets import items_done
 from experiments.services import jobs
 from experiments.services.book import PostgresBook
-from experiments.services.calls import live_endpoints
 from experiments.services.durable import durably
+from experiments.services.endpoints import live_endpoints
 from experiments.states import JobState
 from lionweb.logs import log_ids
 from trainer.addresses import AddressGuard
@@ -127,6 +127,7 @@ class JobDesk:
             self._book.calls,
             offline_url=f"http://127.0.0.1:{settings.LIONWEB_OFFLINE_PORT}/v1",
             guard=AddressGuard.from_settings(settings.LIONWEB_PRIVATE_HOSTS),
+            on_wait=self._pulse.tell,
         )
 
     def student(self, *, iteration: int, start: Path | None) -> Student:
@@ -164,6 +165,11 @@ class Pulse:
         self._thread = threading.Thread(target=self._beat, name=f"pulse-{job.pk}", daemon=True)
         self.lost = False
         self.stop_asked = False
+        self._note = ""
+
+    def tell(self, note: str) -> None:
+        """What the job waits for, from the next beat on; "" for nothing."""
+        self._note = note
 
     @property
     def cancelled(self) -> bool:
@@ -180,7 +186,9 @@ class Pulse:
     def _beat(self) -> None:
         while not self._over.wait(settings.LIONWEB_HEARTBEAT_S):
             try:
-                beat = durably(lambda: jobs.heartbeat(self._job, items_done=self._book.items_done), for_s=settings.LIONWEB_LEASE_S)
+                beat = durably(
+                    lambda: jobs.heartbeat(self._job, items_done=self._book.items_done, note=self._note), for_s=settings.LIONWEB_LEASE_S
+                )
             except (OperationalError, InterfaceError):
                 self.lost = True
                 break

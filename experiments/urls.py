@@ -30,6 +30,8 @@ urlpatterns: list[URLPattern] = [
     path("endpoints/<int:endpoint_id>/", endpoints.endpoint, name="endpoint"),
     path("endpoints/<int:endpoint_id>/test", endpoints.endpoint_test, name="endpoint_test"),
     path("endpoints/<int:endpoint_id>/edit", endpoints.endpoint_edit, name="endpoint_edit"),
+    path("endpoints/<int:endpoint_id>/archive", endpoints.endpoint_archive, name="endpoint_archive"),
+    path("endpoints/<int:endpoint_id>/restore", endpoints.endpoint_restore, name="endpoint_restore"),
     path("endpoints/<int:endpoint_id>/budget", ledger.endpoint_budget, name="endpoint_budget"),
     path("jobs/", jobs.jobs, name="jobs"),
 ]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from http import HTTPStatus
 
 _ids: ContextVar[dict[str, object] | None] = ContextVar("log_ids", default=None)
 
@@ -24,4 +25,13 @@ class AddIds(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         ids = _ids.get()
         record.ids = f"[{' '.join(f'{name}={value}' for name, value in ids.items())}] " if ids else ""
+        return True
+
+
+class RefusalsInOneLine(logging.Filter):
+    """Takes the traceback off a 403: who asked for what is not for their role is no fault of the code."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "status_code", None) == HTTPStatus.FORBIDDEN:
+            record.exc_info = None
         return True

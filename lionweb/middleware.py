@@ -6,8 +6,9 @@ from typing import Any
 from django.contrib.auth import middleware
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import BadRequest
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponseNotAllowed
 from django.http.response import HttpResponseBase
+from django.shortcuts import render
 from django.views.defaults import bad_request
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
@@ -30,6 +31,21 @@ class RefuseNul:
         if NUL in request.path_info or NUL in query or "%00" in query or any(NUL in value for value in request.COOKIES.values()):
             return bad_request(request, BadRequest())  # returned, not raised: a scanner at the door is worth no traceback in the log
         return self.get_response(request)
+
+
+class MethodNotAllowedPage:
+    """Gives an answer 405 a page, as 403 and 404 have one: Django's is empty, and a browser shows an error of its own in its place."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        if not isinstance(response, HttpResponseNotAllowed):
+            return response
+        page = render(request, "405.html", status=response.status_code)
+        page.headers["Allow"] = response.headers["Allow"]
+        return page
 
 
 class LoginRequiredMiddleware(middleware.LoginRequiredMiddleware):

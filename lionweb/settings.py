@@ -107,7 +107,7 @@ LIONWEB_PORT = env_int("LIONWEB_PORT", 8000)
 LIONWEB_URL = env_str("LIONWEB_URL", f"http://127.0.0.1:{LIONWEB_PORT}").rstrip("/")
 LIONWEB_WEB_THREADS = env_int("LIONWEB_WEB_THREADS", 8)
 LIONWEB_OFFLINE_PORT = env_int("LIONWEB_OFFLINE_PORT", 8091)
-LIONWEB_TEACHER_THREADS = env_int("LIONWEB_TEACHER_THREADS", 4)
+LIONWEB_TEACHER_THREADS = env_int("LIONWEB_TEACHER_THREADS", 12)
 LIONWEB_LEASE_S = env_float("LIONWEB_LEASE_S", 30)
 LIONWEB_HEARTBEAT_S = env_float("LIONWEB_HEARTBEAT_S", 5)
 LIONWEB_SWEEP_S = env_float("LIONWEB_SWEEP_S", 5)
@@ -147,6 +147,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "lionweb.middleware.MethodNotAllowedPage",
 ]
 
 ROOT_URLCONF = "lionweb.urls"
@@ -236,12 +237,13 @@ CELERY_BROKER_CONNECTION_MAX_RETRIES = None  # for ever: a database that is down
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "filters": {"ids": {"()": "lionweb.logs.AddIds"}},
+    "filters": {"ids": {"()": "lionweb.logs.AddIds"}, "refusals": {"()": "lionweb.logs.RefusalsInOneLine"}},
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(ids)s%(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "filters": ["ids"], "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": LIONWEB_LOG_LEVEL},
     "loggers": {
         "django": {"handlers": [], "level": "INFO", "propagate": True},
+        "django.request": {"filters": ["refusals"]},
         "django.server": {"handlers": [], "propagate": True},
         "httpx": {"level": "WARNING"},
         "httpx2": {"level": "WARNING"},

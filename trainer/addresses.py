@@ -13,13 +13,9 @@ import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from trainer.errors import ConfigError
-
-if TYPE_CHECKING:
-    import httpx2
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -81,17 +77,6 @@ class AddressGuard:
 
     def _names(self, address: Address) -> bool:
         return any(form in network for form in (address, _meant(address)) for network in self.networks)
-
-
-def guarded_transport(guard: AddressGuard, *, limits: httpx2.Limits) -> httpx2.AsyncBaseTransport:
-    """A transport that connects to checked addresses only; proxies named in the environment are not used with it.
-
-    A call to an address that is not allowed fails as a connection does (httpx2.ConnectError), with the guard's words;
-    `trainer.api_errors.explain` makes a ConfigError of it.
-    """
-    from trainer.guarded_http import GuardedTransport  # here, for the HTTP library takes long to import
-
-    return GuardedTransport(guard, limits=limits)
 
 
 def is_private(address: Address) -> bool:

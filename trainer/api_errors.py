@@ -8,10 +8,12 @@ import socket
 import ssl
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from trainer.calls import Outcome
 from trainer.config import EndpointConfig
-from trainer.errors import ConfigError, ResponseFormatError, TeacherUnavailable
+from trainer.errors import ConfigError, RequestRefused, ResponseFormatError, TeacherUnavailable
+from trainer.keys import without_key
 from trainer.text import storable
 
 if TYPE_CHECKING:
@@ -21,16 +23,24 @@ E = TypeVar("E", bound=BaseException)
 
 LONGEST_REASON = 500
 """Characters of what a server says that are kept."""
+CALLS_PATH = "/chat/completions"
 _NO_CREDIT = "insufficient_quota"
 _NOT_SUPPORTED = re.compile(
     r"(?:unsupported (?:parameter|value)|unrecognized request argument supplied)[:s]* ['\"`]?([\w.]+)", re.IGNORECASE
 )
 _NO_TLS = "WRONG_VERSION_NUMBER"
-_LATER = "Nothing is lost: a run can be resumed when the endpoint is well again."
+_LATER = "Nothing is lost: calls go on when the endpoint is well again."
+_KEEPS_ADDRESS = (
+    "A run that has answers from it keeps the address and the model it was launched with, so launch another like it; "
+    "one that has none takes up the new ones when it is resumed."
+)
 
 
-def explain(name: str, url: str, config: EndpointConfig, error: Exception) -> Exception:
-    """The error of a call as a ConfigError, TeacherUnavailable or ResponseFormatError; one that is none of the API's as it is."""
+def explain(name: str, url: str, config: EndpointConfig, error: Exception, *, key: str = "") -> Exception:
+    """The error of a call as a ConfigError, TeacherUnavailable or RequestRefused; one that is none of the API's as it is.
+
+    key: what must not be in the words, whatever the server says.
+    """
     import openai
 
     where = f"Endpoint {name!r} ({url})"
@@ -39,7 +49,7 @@ def explain(name: str, url: str, config: EndpointConfig, error: Exception) -> Ex
     if isinstance(error, openai.APIResponseValidationError | json.JSONDecodeError):
         return ConfigError(f"{where} answered something that is not JSON. Check the base URL: for most servers it ends in /v1.")
     if isinstance(error, openai.APIStatusError):
-        return _explain_status(where, config, error)
+        return _explain_status(where, config, error, key)
     return error
 
 
@@ -93,18 +103,20 @@ def _explain_tls(where: str, error: ssl.SSLError) -> Exception:
     return TeacherUnavailable(f"{where} could not be reached: TLS failed ({error.reason or error}). {_LATER}")
 
 
-def _explain_status(where: str, config: EndpointConfig, error: openai.APIStatusError) -> Exception:
-    status, said = error.status_code, _said(error)
+def _explain_status(where: str, config: EndpointConfig, error: openai.APIStatusError, key: str) -> Exception:
+    status, said = error.status_code, _said(error, key)
     if 300 <= status < 400:
         return ConfigError(f"{where} redirects elsewhere (HTTP {status}). Set the base URL to the final address.")
+    if status in (401, 403) and not config.key_env:
+        return ConfigError(f"{where} wants a key: {said} Name the environment variable that holds it in the endpoint's settings.")
     if status in (401, 403):
-        return ConfigError(f"{where} refused the key in {config.key_env or '(none)'}: {said} Set a valid key, and start again.")
+        return ConfigError(f"{where} refused the key in {config.key_env}: {said} Set a valid key, and start again.")
     if status == 402 or (status == 429 and _NO_CREDIT in (error.code, error.type)):
         return ConfigError(f"{where} says that the credit of this key is used up: {said} Add credit there, then resume.")
     if status == 404:
         return ConfigError(
-            f"{where} does not know the model {config.model!r} or the path: {said} "
-            "Correct the endpoint; a run keeps the address and the model it was launched with, so launch another like it."
+            f"{where} does not know the model {config.model!r} or the path: {said} {_path_hint(config.base_url)}"
+            f"Correct the endpoint. {_KEEPS_ADDRESS}"
         )
     if status == 429:
         return TeacherUnavailable(
@@ -115,7 +127,15 @@ def _explain_status(where: str, config: EndpointConfig, error: openai.APIStatusE
     parameter = _unsupported_parameter(error)
     if parameter:
         return ConfigError(f"{where} does not take {parameter} as it is sent: {said} {_remedy(parameter, config)}")
-    return ResponseFormatError(f"{where} answered HTTP {status}: {said}")
+    return RequestRefused(f"{where} answered HTTP {status}: {said}")
+
+
+def _path_hint(url: str) -> str:
+    """What is unusual about the path of a base URL; "" where nothing is."""
+    path = urlsplit(url).path.rstrip("/")
+    if path.endswith(CALLS_PATH):
+        return f"The base URL goes on to {CALLS_PATH}, which is added for each call: leave it out. "
+    return "" if re.search(r"/v\d", path) else "For most servers the base URL ends in /v1. "
 
 
 def _unsupported_parameter(error: openai.APIStatusError) -> str:
@@ -138,13 +158,13 @@ def _remedy(parameter: str, config: EndpointConfig) -> str:
     return f"Put {{\"{parameter}\": null}} into 'Extra parameters' to leave it out."
 
 
-def _said(error: openai.APIStatusError) -> str:
+def _said(error: openai.APIStatusError, key: str) -> str:
     """What the server gave as its reason, as a sentence. The client knows one form only; of any other the body is shown."""
     if (isinstance(error.body, str) and error.body.lstrip()[:1] == "<") or "<html" in error.message[:200].lower():
         missing = "; is /v1 missing from the address?" if error.status_code < 500 else "."
         return f"It answered with a web page (HTTP {error.status_code}){missing}"
     reason = error.message.partition(" - ")[2] or str(error.body or "it gave no reason")
-    words = storable(reason.strip())[:LONGEST_REASON]
+    words = storable(without_key(reason.strip(), key))[:LONGEST_REASON]
     return words if words.endswith((".", "!", "?")) else f"{words}."
 
 

@@ -3,57 +3,91 @@
 Calls are gathered, permitted by turns as any other (trainer.calls), and handed over together. A batch is written down before anything is
 sent and carries our id as metadata, so that whoever comes by, another process or a later life of this one, finds it at the provider
 and stores its answers: a batch outlives the worker that submitted it, and is not submitted twice.
+
+Only a line of a batch speaks against its call. A batch that comes to nothing as a whole is the endpoint's affair: it is waited for, with
+smaller batches where that may help, and in the end the stage stops with all its calls as they were.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import math
+import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from trainer.api_errors import explain
-from trainer.calls import Batch, Call, Calls, Done, Outcome, Turn
+from trainer.batch_api import FAILED, MOST_BYTES, BatchApi, is_too_much, line_of
+from trainer.batch_results import Fetched, Fetcher, LetGo, Snatched, slices
+from trainer.calls import Batch, Call, Calls, Done, Outcome
 from trainer.config import EndpointConfig
-from trainer.errors import BudgetSpent, ConfigError, ResponseFormatError, TeacherUnavailable
+from trainer.errors import BudgetSpent, ConfigError, RequestRefused, ResponseFormatError, TeacherUnavailable, TrainerError
 from trainer.records import Completion
-from trainer.text import storable
-from trainer.wire import body_of, read_reply
 
 if TYPE_CHECKING:
     import openai
-    from openai.types import Batch as RemoteBatch
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-LARGEST_TURN = 500
-LATEST = 1000
-"""So many of the provider's batches, the newest first, are looked through for one whose id was lost."""
-
-OUR_ID = "lionweb_batch"
-FAILED = "failed"
-OVER = frozenset({"completed", FAILED, "expired", "cancelled"})
-PASSING = frozenset({408, 409, 429})
-"""Of the 4xx, those that say nothing against the request."""
+POLL_S = 30.0
+"""How often a batch is asked after."""
+PATIENCE_S = 6 * 3600.0
+"""So long an endpoint may take no batch, or answer none, before whoever waits is told."""
+MOST_DOUBLINGS = 6
+FAILED_LINES = 20
+"""So many calls that failed by their own lines, with no answer among them, and it is the endpoint that is at fault."""
+UNSAID = "The batch was completed without a word of it."
 
 
 @dataclass
 class _Wish:
-    """A call that somebody waits for. failures: batches that ended without its answer; words: what the last one said of it."""
+    """A call that somebody waits for. size: of its line, in bytes; failures: of its line, in one batch after another."""
 
     call: Call
     future: asyncio.Future[Completion]
+    size: int
     failures: int = 0
-    words: str = ""
+
+
+class _Setbacks:
+    """What went wrong through the endpoint's fault, one after another: when to try again, and how long this has been going on."""
+
+    def __init__(self, first_s: float) -> None:
+        """first_s: the first wait; each one is twice as long as that before, up to 64 times, and somewhat at random."""
+        self._first_s = first_s
+        self._count = 0
+        self._began_at = 0.0
+        self._same_until = 0.0
+        self.until = 0.0
+        self.words = ""
+
+    def add(self, words: str) -> bool:
+        """False where one is being waited for already: the same trouble, seen at several batches."""
+        now = time.monotonic()
+        if now < self._same_until:
+            return False
+        self._began_at = self._began_at if self._count else now
+        self._count += 1
+        self.wait()
+        self._same_until = self.until
+        self.words = f"{words} It is tried again in about {_duration(self.until - now)}."
+        return True
+
+    def wait(self) -> None:
+        """While there is trouble, one batch at a time goes out, with a wait after each."""
+        if self._count:
+            wait_s = self._first_s * 2 ** min(self._count - 1, MOST_DOUBLINGS)
+            self.until = time.monotonic() + wait_s * random.uniform(0.75, 1.25)
+
+    def last_for(self, seconds: float) -> bool:
+        return self._count > 0 and time.monotonic() - self._began_at > seconds
+
+    def clear(self) -> None:
+        self._count, self._same_until, self.until, self.words = 0, 0.0, 0.0, ""
 
 
 class BatchDesk:
@@ -67,25 +101,39 @@ class BatchDesk:
         client: openai.AsyncOpenAI,
         *,
         thread: Executor,
-        poll_s: float = 30.0,
+        on_pause: Callable[[str], None] = lambda text: None,
+        poll_s: float = POLL_S,
         quiet_s: float = 1.0,
+        patience_s: float = PATIENCE_S,
         largest: int = 20_000,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
-        """thread: where the methods of `calls` run. poll_s: how often a batch is asked after. A batch is handed over when no call came
-        for quiet_s, or `largest` are there.
+        """thread: where the methods of `calls` run. on_pause: told why batches are waited for, and "" when they are not any more.
+
+        A batch is handed over when no call came for quiet_s, or `largest` are there; most_bytes: of its file.
         """
         self._name = name
-        self._retries = config.retries
-        self._calls = calls
         self._config = config
-        self._provider = _Provider(name, config, client)
-        self._thread = thread
+        self._calls = calls
+        self._api = BatchApi(name, config, client)
+        self._fetcher = Fetcher(calls, self._api, thread=thread)
+        self._do = self._fetcher.do
+        self._on_pause = on_pause
         self._poll_s = poll_s
         self._quiet_s = quiet_s
-        self._largest = largest
+        self._patience_s = patience_s
+        self._largest = self._most = largest
+        self._most_bytes = most_bytes
         self._wishes: dict[str, _Wish] = {}
-        self._fresh: set[str] = set()
+        self._fresh: dict[str, None] = {}
+        self._last_came = 0.0
         self._poll_at = 0.0
+        self._under_way = False
+        self._not_taken = _Setbacks(poll_s)
+        self._not_answered = _Setbacks(poll_s)
+        self._unread: dict[str, _Setbacks] = {}
+        self._failed_lines: set[str] = set()
+        self._pause = ""
         self._wake = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -94,25 +142,30 @@ class BatchDesk:
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Whoever waits gets CancelledError. What was submitted stays so; a batch that is on its way there is seen off first."""
+        """Whoever waits gets CancelledError. What was submitted stays so; a file that is on its way is not waited for."""
         self._stopping = True
         for wish in self._wishes.values():
             wish.future.cancel()
         self._wishes.clear()
+        self._fresh.clear()
         self._wake.set()
+        self._fetcher.let_go()
         if self._task is not None:
             await self._task
 
     async def answer(self, call: Call) -> Completion:
         """The answer to a call that was made with `call_of(..., batch=True)`, in minutes or hours.
 
-        Raises BudgetSpent, ConfigError (no such API, or no access), ResponseFormatError (no batch could answer it).
+        Raises BudgetSpent, ConfigError (no such API, or no access), ResponseFormatError (no line of a batch could answer it),
+        TeacherUnavailable (batches came to nothing for too long).
         """
         if self._stopping:
             raise asyncio.CancelledError
         if call.key not in self._wishes:
-            self._wishes[call.key] = _Wish(call, asyncio.get_running_loop().create_future())
-            self._fresh.add(call.key)
+            size = len(line_of(call, self._config).encode("utf-8", "replace"))
+            self._wishes[call.key] = _Wish(call, asyncio.get_running_loop().create_future(), size)
+            self._fresh[call.key] = None
+            self._last_came = time.monotonic()
             self._wake.set()
         return await asyncio.shield(self._wishes[call.key].future)
 
@@ -120,49 +173,61 @@ class BatchDesk:
 
     async def _work(self) -> None:
         while not self._stopping:
-            await self._something_to_do()
             try:
+                await self._something_to_do()
                 await self._round()
-            except TeacherUnavailable as problem:
-                logger.warning("batches are asked for again in %g s: %s", self._poll_s, problem)
             except Exception as error:  # reaches everybody who waits: they are the edge where it can be told
                 self._reject(list(self._wishes), error)
 
     async def _something_to_do(self) -> None:
-        """Returns when enough calls have gathered, or none came for a while, or batches are due to be asked after, or we stop."""
-        gathering = bool(self._fresh)
-        while not self._stopping and len(self._fresh) < self._largest:
+        """Returns when a batch can be handed over, or batches are due to be asked after, or we stop."""
+        while not self._stopping and (left_s := min(self._poll_at, self._hand_over_at) - time.monotonic()) > 0:
             self._wake.clear()
-            left_s = max(0.0, self._poll_at - time.monotonic())
             try:
-                await asyncio.wait_for(self._wake.wait(), min(left_s, self._quiet_s) if gathering else left_s)
+                await asyncio.wait_for(self._wake.wait(), left_s)
             except TimeoutError:
                 return
-            gathering = True
+
+    @property
+    def _hand_over_at(self) -> float:
+        """When enough calls have gathered, or none came for a while; not while the endpoint is given time."""
+        if not self._fresh:
+            return math.inf
+        gathered_at = self._last_came + (self._quiet_s if len(self._fresh) < self._most else 0.0)
+        return max(gathered_at, self._not_taken.until, self._not_answered.until)
 
     async def _round(self) -> None:
         """Take in what has ended, where that is due, and hand over what is wanted."""
-        keys = list(self._fresh)
         if time.monotonic() >= self._poll_at:
-            keys = await self._fetch_all()
-        self._fresh = set(keys[self._largest :])
-        permitted = await self._ask([self._wishes[key].call for key in keys[: self._largest] if key in self._wishes])
-        if permitted:
-            await self._hand_over(permitted)
-
-    async def _turn(self, done: Sequence[Done], wanted: Sequence[Call]) -> Turn:
-        return await self._in_thread(self._calls.turn, self._name, done, wanted)
-
-    async def _in_thread(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **options))
+            await self._fetch_all()
+        if time.monotonic() >= self._hand_over_at and not self._stopping:
+            permitted = await self._ask(self._next_batch())
+            if permitted:
+                await self._hand_over(permitted)
+        self._lose_patience()
+        self._tell_pause()
 
     # Out
+
+    def _next_batch(self) -> list[Call]:
+        """As many of the calls as a batch may have, and as its file has room for."""
+        some: list[Call] = []
+        room = self._most_bytes
+        for key in list(self._fresh):
+            wish = self._wishes.get(key)
+            if some and wish is not None and (len(some) == self._most or wish.size > room):
+                break
+            del self._fresh[key]
+            if wish is not None:
+                some.append(wish.call)
+                room -= wish.size
+        return some
 
     async def _ask(self, wanted: Sequence[Call]) -> list[Call]:
         """Answer what is stored, and give what may be called now. The rest waits for a batch, or a call, of somebody else."""
         permitted: list[Call] = []
-        for some in _slices(wanted):
-            turn = await self._turn([], some)
+        for some in slices(wanted):
+            turn = await self._do(self._calls.turn, self._name, [], some)
             for key, completion in turn.found.items():
                 self._resolve(key, completion)
             permitted += [call for call in some if call.key in turn.permitted]
@@ -172,96 +237,162 @@ class BatchDesk:
 
     async def _still_wanted(self, permitted: Sequence[Call]) -> list[Call]:
         """Those that somebody still waits for; the others' permission is given back."""
-        dropped = [Done(call=call, outcome=Outcome.REFUSED) for call in permitted if call.key not in self._wishes]
+        dropped = [Done(call=call, outcome=Outcome.UNSENT) for call in permitted if call.key not in self._wishes]
         if dropped:
-            await self._turn(dropped, [])
+            await self._do(self._calls.turn, self._name, dropped, [])
         return [call for call in permitted if call.key in self._wishes]
 
     async def _hand_over(self, calls: Sequence[Call]) -> None:
-        """Submit a batch. Where it may or may not have arrived, it stays open until it is looked for at the provider."""
+        """Submit a batch; where it is not taken, its calls are given back."""
         batch = Batch(id=uuid4().hex, keys=frozenset(call.key for call in calls))
-        await self._in_thread(self._calls.open_batch, self._name, batch.id, list(batch.keys))
-        if not await self._in_thread(self._calls.poll_batch, batch.id, every_s=self._provider.lost_s):
+        await self._do(self._calls.open_batch, self._name, batch.id, list(batch.keys))
+        if not await self._do(self._calls.poll_batch, batch.id, every_s=self._api.lost_s):
             return  # another process took it for one whose worker died, and gives its calls back
         try:
-            remote_id = await self._provider.submit(batch.id, calls)
-        except ConfigError as problem:
-            await self._in_thread(self._calls.close_batch, batch.id, state=FAILED, error=str(problem))
-            raise
-        except ResponseFormatError as problem:
-            await self._close(batch, FAILED, str(problem))
+            file_id = await self._upload(batch.id, calls)
+        except Snatched:
             return
-        await self._in_thread(self._calls.update_batch, batch.id, remote_id=remote_id, state="in_progress")
+        except TrainerError as problem:
+            await self._not_take(batch, problem)
+            return
+        if file_id:
+            await self._create(batch, file_id)
+        else:
+            await self._do(self._calls.close_batch, batch.id, state=FAILED, error="The job stopped before this batch was sent.")
+
+    async def _upload(self, batch_id: str, calls: Sequence[Call]) -> str:
+        """Send the requests; "" where we stop meanwhile."""
+        sending = asyncio.ensure_future(self._api.upload(batch_id, calls))
+        try:
+            return await self._fetcher.while_ours(batch_id, sending, every_s=self._api.lost_s / 6)
+        except LetGo:
+            return ""
+
+    async def _create(self, batch: Batch, file_id: str) -> None:
+        """Where the batch may or may not have arrived, it stays open until it is looked for at the provider."""
+        try:
+            remote_id = await self._api.create(batch.id, file_id)
+        except TeacherUnavailable as problem:
+            self._not_taken.add(str(problem))
+        except TrainerError as problem:
+            await self._not_take(batch, problem)
+        else:
+            self._not_taken.clear()
+            self._not_answered.wait()
+            self._under_way = True
+            await self._do(self._calls.update_batch, batch.id, remote_id=remote_id, state="in_progress")
+
+    async def _not_take(self, batch: Batch, problem: TrainerError) -> None:
+        """The batch was not begun. Raises ConfigError where a person has to do something."""
+        await self._do(self._calls.close_batch, batch.id, state=FAILED, error=str(problem))
+        if isinstance(problem, ConfigError):
+            raise problem
+        if self._not_taken.add(str(problem)) and is_too_much(problem):
+            self._split(batch)
+
+    def _split(self, batch: Batch) -> None:
+        self._most = max(1, min(self._most, len(batch.keys)) // 2)
 
     # In
 
-    async def _fetch_all(self) -> list[str]:
-        """Ask after all open batches of the endpoint, whoever submitted them. Gives the keys that may be asked for now."""
+    async def _fetch_all(self) -> None:
+        """Ask after all open batches of the endpoint, whoever submitted them; what they do not hold may be asked for now."""
         held: set[str] = set()
+        self._under_way = False
         try:
-            for batch in await self._in_thread(self._calls.batches, self._name):
+            open_batches = await self._do(self._calls.batches, self._name)
+            for batch in open_batches:
                 if self._stopping or not await self._fetch(batch):
                     held |= batch.keys
+            self._unread = {batch.id: self._unread[batch.id] for batch in open_batches if batch.id in self._unread}
         finally:
             self._poll_at = time.monotonic() + self._poll_s
-        return [key for key in self._wishes if key not in held]
+        self._fresh = {key: None for key in self._wishes if key not in held}
 
     async def _fetch(self, batch: Batch) -> bool:
-        """Whether the batch has ended and its results are in: what it left undone may be asked for at once, after a failure later."""
-        every_s = self._poll_s if batch.remote_id else self._provider.lost_s
-        if not await self._in_thread(self._calls.poll_batch, batch.id, every_s=every_s):
+        """Whether the batch has ended. One that cannot be read stays open, and holds up nobody but whoever waits for it."""
+        if batch.id in self._unread and time.monotonic() < self._unread[batch.id].until:
             return False
         try:
-            remote = await self._provider.find(batch)
-            if remote is None:
-                await self._in_thread(self._calls.close_batch, batch.id, state=FAILED, error="It did not arrive at the provider.")
-                return False
-            return await self._take_up(batch, remote)
-        except _Gone as gone:
-            await self._close(batch, FAILED, str(gone))
+            fetched = await self._fetcher.fetch(batch, every_s=self._poll_s)
+        except TrainerError as problem:
+            self._count_unread(batch, problem)
             return False
-
-    async def _take_up(self, batch: Batch, remote: RemoteBatch) -> bool:
-        counts = remote.request_counts
-        done = counts.completed + counts.failed if counts else None
-        await self._in_thread(self._calls.update_batch, batch.id, remote_id=remote.id, state="in_progress", done=done)
-        if remote.status not in OVER or not await self._keep_results(batch, await self._provider.lines(remote)):
+        if fetched is None:
+            self._under_way |= batch.id not in self._unread
             return False
-        await self._close(batch, remote.status, _whole_problem(remote))
-        return remote.status != FAILED
-
-    async def _keep_results(self, batch: Batch, lines: Sequence[str]) -> bool:
-        """Store the answers; False where another process has closed the batch meanwhile."""
-        calls = await self._in_thread(self._calls.batch_requests, batch.id)
-        for some in _slices(lines):
-            if not await self._in_thread(self._calls.poll_batch, batch.id, every_s=0):  # ours for another poll_s
-                return False
-            ends = list(_ends(some, calls, self._config))
-            await self._turn(ends, [])
-            for end in ends:
-                self._tell(end)
+        self._unread.pop(batch.id, None)
+        if not fetched.over:
+            self._under_way = True
+            return False
+        self._take_in(batch, fetched)
         return True
 
-    async def _close(self, batch: Batch, state: str, error: str) -> None:
-        """What it has not answered has failed once more; after so many times, whoever waits is told."""
-        await self._in_thread(self._calls.close_batch, batch.id, state=state, error=error)
-        for key in batch.keys & self._wishes.keys():
-            wish = self._wishes[key]
+    def _count_unread(self, batch: Batch, problem: TrainerError) -> None:
+        trouble = self._unread.setdefault(batch.id, _Setbacks(self._poll_s))
+        trouble.add(f"Batch {batch.remote_id or batch.id} cannot be asked after: {problem}")
+        if trouble.last_for(self._patience_s):
+            since = f"This has gone on for {_duration(self._patience_s)}, so the stage stopped."
+            self._reject(batch.keys, TeacherUnavailable(f"{trouble.words} {since} The batch stays open: resume to ask again."))
+
+    def _take_in(self, batch: Batch, fetched: Fetched) -> None:
+        """Tell whoever waits what came of a batch that is over."""
+        for end in fetched.ends:
+            if end.completion is not None:
+                self._resolve(end.call.key, end.completion)
+        if fetched.answered:
+            self._failed_lines.clear()
+            self._not_answered.clear()
+            self._most = min(self._largest, 2 * self._most)
+        if fetched.problem and self._not_answered.add(fetched.problem) and fetched.too_much:
+            self._split(batch)
+        failed = [end for end in fetched.ends if end.completion is None]
+        if not fetched.answered:
+            self._failed_lines |= {end.call.key for end in failed} | fetched.unsaid
+        if len(self._failed_lines) >= FAILED_LINES:
+            said = failed[-1].error if failed else UNSAID
+            self._not_answered.add(f"{len(self._failed_lines)} calls failed in batches and none was answered. The last one: {said}")
+            return
+        for end in failed:
+            self._count_line(end)
+        for key in fetched.unsaid:
+            self._count_failure(key, UNSAID)
+
+    def _count_line(self, end: Done) -> None:
+        if end.outcome is Outcome.REFUSED:
+            self._reject([end.call.key], RequestRefused(end.error))
+        elif end.outcome is not Outcome.LIMITED:
+            self._count_failure(end.call.key, end.error)
+
+    def _count_failure(self, key: str, said: str) -> None:
+        wish = self._wishes.get(key)
+        if wish is not None:
             wish.failures += 1
-            wish.words = error or wish.words or f"The batch ended as {state} without it."
-            if wish.failures > self._retries:
-                self._reject([key], ResponseFormatError(f"No answer after {wish.failures} batches. The last one: {wish.words}"))
+            if wish.failures > self._config.retries:
+                self._reject([key], ResponseFormatError(f"No answer after {wish.failures} batches. The last one: {said}"))
 
     # Whoever waits
 
-    def _tell(self, end: Done) -> None:
-        key = end.call.key
-        if end.completion is not None:
-            self._resolve(key, end.completion)
-        elif end.outcome is Outcome.REFUSED:
-            self._reject([key], ResponseFormatError(end.error))
-        elif key in self._wishes:
-            self._wishes[key].words = end.error
+    def _lose_patience(self) -> None:
+        """After too long without a batch that comes to something, and with none under way, the stage stops."""
+        for trouble in (self._not_taken, self._not_answered):
+            if trouble.last_for(self._patience_s) and not self._under_way:
+                words = (
+                    f"Endpoint {self._name!r} took no batch, or answered none, in {_duration(self._patience_s)}, so the stage stopped. "
+                    f"{trouble.words} Nothing is lost: resume when the endpoint is well again."
+                )
+                trouble.clear()
+                self._reject(list(self._wishes), TeacherUnavailable(words))
+
+    def _tell_pause(self) -> None:
+        troubles = [self._not_taken, self._not_answered, *self._unread.values()]
+        words = next((trouble.words for trouble in troubles if trouble.words), "")
+        fewer = f" Until batches are answered, one has {self._most:,} calls at most." if self._most < self._largest else ""
+        pause = f"Endpoint {self._name!r}: calls wait for its Batch API. {words}{fewer}" if words else ""
+        if pause != self._pause:
+            self._pause = pause
+            self._on_pause(pause)
+            logger.warning("%s", pause or f"endpoint {self._name!r} takes and answers batches again")
 
     def _resolve(self, key: str, completion: Completion) -> None:
         wish = self._wishes.pop(key, None)
@@ -275,136 +406,7 @@ class BatchDesk:
                 wish.future.set_exception(error)
 
 
-class _Gone(Exception):
-    """The provider knows nothing of this batch, or has deleted its answers."""
-
-
-class _Provider:
-    """The Batch API of an endpoint. Raises ConfigError, TeacherUnavailable and ResponseFormatError as `explain` has them."""
-
-    def __init__(self, name: str, config: EndpointConfig, client: openai.AsyncOpenAI) -> None:
-        self._name = name
-        self._config = config
-        self._client = client
-
-    @property
-    def lost_s(self) -> float:
-        """So long after it was begun, a submission is over: it arrived, or never will. Twice what `submit` may take."""
-        return 2 * self._config.timeout_s
-
-    async def submit(self, batch_id: str, calls: Sequence[Call]) -> str:
-        """Hand over a batch within the endpoint's timeout; gives the provider's id."""
-        lines = [_line(call, self._config) for call in calls]
-        try:
-            with self._explained():
-                async with asyncio.timeout(self._config.timeout_s):
-                    return await self._submit(batch_id, "".join(lines).encode("utf-8", "replace"))
-        except TimeoutError:
-            raise TeacherUnavailable(f"Endpoint {self._name!r} did not take a batch within {self._config.timeout_s:g} s.") from None
-
-    async def _submit(self, batch_id: str, content: bytes) -> str:
-        from openai.types import FileObject
-
-        file = await self._client.files.create(file=(f"{batch_id}.jsonl", content), purpose="batch")
-        if not isinstance(file, FileObject):  # the client hands on whatever is no JSON
-            raise ConfigError(f"Endpoint {self._name!r} has no Batch API at {self._client.base_url}. Switch off 'Offers the Batch API'.")
-        made = await self._client.batches.create(
-            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={OUR_ID: batch_id}
-        )
-        return made.id
-
-    async def find(self, batch: Batch) -> RemoteBatch | None:
-        """The batch as the provider has it; None where it never arrived. Raises _Gone."""
-        with self._explained():
-            return await self._retrieve(batch.remote_id) if batch.remote_id else await self._look_for(batch.id)
-
-    async def _retrieve(self, remote_id: str) -> RemoteBatch:
-        import openai
-
-        try:
-            return await self._client.batches.retrieve(remote_id)
-        except openai.NotFoundError as error:
-            raise _Gone(f"The provider does not know batch {remote_id}: {storable(error.message)}") from error
-
-    async def _look_for(self, batch_id: str) -> RemoteBatch | None:
-        looked_at = 0
-        async for remote in self._client.batches.list(limit=100):
-            if (remote.metadata or {}).get(OUR_ID) == batch_id:
-                return remote
-            looked_at += 1
-            if looked_at == LATEST:
-                break
-        return None
-
-    async def lines(self, remote: RemoteBatch) -> list[str]:
-        """The lines of the files of a batch that is over, answers and errors. Raises _Gone."""
-        import openai
-
-        lines: list[str] = []
-        with self._explained():
-            for file_id in filter(None, [remote.output_file_id, remote.error_file_id]):
-                try:
-                    content = await self._client.files.content(file_id)
-                except openai.NotFoundError as error:
-                    raise _Gone(f"The provider has deleted file {file_id} of batch {remote.id}: {storable(error.message)}") from error
-                lines += content.content.decode("utf-8", "replace").split("\n")
-        return [line for line in lines if line.strip()]
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        import openai
-
-        try:
-            yield
-        except openai.APIError as error:
-            raise explain(self._name, str(self._client.base_url), self._config, error) from error
-
-
-def _line(call: Call, config: EndpointConfig) -> str:
-    line = {"custom_id": call.key, "method": "POST", "url": "/v1/chat/completions", "body": body_of(call.request, config)}
-    return json.dumps(line, separators=(",", ":")) + "\n"
-
-
-def _ends(lines: Iterable[str], calls: Mapping[str, Call], config: EndpointConfig) -> Iterator[Done]:
-    """How the calls of these lines ended; lines that are none of ours, or were taken in before, are left out."""
-    for text in lines:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            logger.warning("a line of a batch is not JSON: %r", text[:100])
-            continue
-        call = calls.get(str(line.get("custom_id"))) if isinstance(line, dict) else None
-        if call is not None:
-            yield _end(call, line, config)
-
-
-def _end(call: Call, line: Mapping[str, Any], config: EndpointConfig) -> Done:
-    response = line.get("response")
-    status, body = (response.get("status_code"), response.get("body")) if isinstance(response, Mapping) else (None, None)
-    if status == 200:
-        try:
-            return Done(call=call, outcome=Outcome.ANSWERED, completion=read_reply(call, body, config, latency_s=0.0))
-        except ResponseFormatError as problem:
-            return Done(call=call, outcome=Outcome.UNANSWERED, error=str(problem))
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in PASSING
-    outcome = Outcome.REFUSED if refused else Outcome.FAILED
-    return Done(call=call, outcome=outcome, error=_said(body if status else line, status))
-
-
-def _said(told: Any, status: int | None) -> str:
-    """The message of an error, whichever form it has."""
-    error = told.get("error") if isinstance(told, Mapping) else None
-    message = error.get("message") if isinstance(error, Mapping) else error
-    words = storable(str(message or told))[:500]
-    return f"HTTP {status} in a batch: {words}" if status else words
-
-
-def _whole_problem(remote: RemoteBatch) -> str:
-    """What the provider says against a batch as a whole, "" where nothing."""
-    problems = (remote.errors.data if remote.errors else None) or []
-    return storable(" ".join(problem.message for problem in problems if problem.message))[:2000]
-
-
-def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), LARGEST_TURN):
-        yield items[start : start + LARGEST_TURN]
+def _duration(seconds: float) -> str:
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.0f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{math.ceil(seconds)} s"

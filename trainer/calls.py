@@ -2,8 +2,8 @@
 
 The client (`trainer.completions.Endpoint`) makes no call that was not permitted, and tells how each one ended. Both happen in turns:
 one `turn` brings the ends of some calls and the wish for others, and is one transaction, so that an answer, its place in the
-ledger, its share of the budget and the pace of the endpoint can never disagree. Two implementations: `trainer.folder` for a run in a
-folder, `experiments.services.calls` for all workers of a team together.
+ledger, its share of the budget and the pace of the endpoint can never disagree. Two implementations: `trainer.folder_calls` for a run in
+a folder, `experiments.services.calls` for all workers of a team together.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+from trainer.config import EndpointConfig
 from trainer.records import Completion
 
 
@@ -29,6 +30,8 @@ class Outcome(StrEnum):
     """Sent, and no answer came (time-out, connection lost, worker killed): it may have been paid."""
     REFUSED = "refused"
     """Another 4xx: the endpoint is well and does not want this one; not paid."""
+    UNSENT = "unsent"
+    """A permission given back: nobody waits for the answer any more, and nothing was sent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +88,9 @@ class Turn:
 
     found: answers from the store, by key. permitted: keys that may be called now. Of the rest, ask again after `wait_s` seconds at
     the latest, or when a call of ours ends. refused: no further call may be made, and why (a budget is spent). pause: the endpoint is
-    unwell, in words; calls wait until a probe succeeds. unwell: failures now are the endpoint's fault and not the item's.
+    unwell, in words; calls wait until a probe succeeds, and failures are its fault and not the item's. settings: the endpoint's as they
+    are now, where they may change while a run is under way. waits_for: whose batch of calls is waited for, in words, "" for none; None
+    where nothing was asked for.
     """
 
     found: Mapping[str, Completion] = field(default_factory=dict)
@@ -93,10 +98,8 @@ class Turn:
     wait_s: float = 1.0
     refused: str = ""
     pause: str = ""
-
-    @property
-    def unwell(self) -> bool:
-        return bool(self.pause)
+    settings: EndpointConfig | None = None
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,10 @@ class Calls(Protocol):
         """
         ...
 
+    def has_answered(self, endpoint: str) -> bool:
+        """Whether the endpoint ever answered a call of this run."""
+        ...
+
     def batches(self, endpoint: str) -> list[Batch]:
         """The batches of an endpoint that are not over, of whichever run."""
         ...
@@ -139,8 +146,11 @@ class Calls(Protocol):
         """Whether it is this caller's turn to ask the provider; True for one of all callers in `every_s` seconds."""
         ...
 
-    def close_batch(self, batch_id: str, *, state: str, error: str = "") -> None:
-        """The batch is over: what of it was not done may be asked for again."""
+    def close_batch(self, batch_id: str, *, state: str, error: str = "", lost: bool = False) -> None:
+        """The batch is over: what of it was not done may be asked for again.
+
+        lost: its answers may have been made and paid, and cannot be had any more; its calls count as unanswered.
+        """
         ...
 
     def close(self) -> None:

@@ -19,8 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainer.config import RunConfig, config_from_dict, endpoint_of
 from trainer.errors import ConfigError, NoSpace
-from trainer.prompts import PROMPT_VERSION
+from trainer.prompts import PROMPT_VERSION, STRUCTURED_PROMPT_VERSION
 from trainer.roles import CheckpointInfo
 
 MANIFEST = "lionweb.json"
@@ -155,7 +156,8 @@ def write_checkpoint(path: Path, manifest: Manifest, save: Callable[[Path], None
     """
     with writing_whole(path, needed=weight_bytes + SPARE_BYTES) as folder:
         save(folder)
-        complete = replace(manifest, versions=library_versions(), files=_digests(folder))
+        versions = library_versions() | prompt_versions(config_from_dict(manifest.config))
+        complete = replace(manifest, versions=versions, files=_digests(folder))
         text = json.dumps(asdict(complete), indent=2, ensure_ascii=False, sort_keys=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return complete
@@ -206,6 +208,14 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of what decides the weights, prompts among them, without importing any of the libraries."""
-    libraries = {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate", "safetensors")}
-    return {**libraries, "prompts": PROMPT_VERSION}
+    """The versions of the libraries that decide the weights, without importing any of them."""
+    return {name: metadata.version(name) for name in ("torch", "transformers", "peft", "accelerate", "safetensors")}
+
+
+def prompt_versions(config: RunConfig) -> dict[str, str]:
+    """The version of the texts that teacher and students read, and of those of the roles that may be asked for JSON."""
+    versions = {"prompts": PROMPT_VERSION}
+    for role in ("referee", "generator"):
+        structured = config.endpoints[endpoint_of(config, role)].structured != "text"
+        versions[f"{role}_prompts"] = STRUCTURED_PROMPT_VERSION if structured else PROMPT_VERSION
+    return versions

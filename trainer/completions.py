@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from trainer.api_errors import explain, outcome_of
+from trainer.api_errors import CALLS_PATH, explain, outcome_of
 from trainer.batch_mode import BatchDesk
 from trainer.calls import Call, Calls, Done, Outcome, Told, Turn
 from trainer.config import EndpointConfig, RoleConfig
-from trainer.errors import BudgetSpent, ConfigError, ResponseFormatError, TeacherUnavailable
+from trainer.errors import BudgetSpent, ConfigError, RequestRefused, ResponseFormatError, TeacherUnavailable
+from trainer.keys import key_of
 from trainer.limit_headers import told_of
 from trainer.records import Completion
 from trainer.wire import Schema, body_of, call_of, completion_key, read_reply, request_of
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAILURES_IN_A_ROW = 20
-"""So many refused calls without one good answer, and it is the endpoint that is at fault, not the items."""
+REFUSED_ITEMS = 20
+"""So many requests refused by an endpoint that never answered one, and it is at fault, not the items."""
+ODD_REPLIES = 5
+"""So many replies that are no chat completions, from an endpoint that never sent one, and it is another kind of server."""
 
 LARGEST_TURN = 200
 MANY, GATHER_S = 16, 0.015
@@ -59,11 +62,12 @@ class Endpoint:
         guard: AddressGuard | None = None,
         environ: Mapping[str, str] = os.environ,
         on_pause: Callable[[str], None] = lambda text: None,
+        on_wait: Callable[[str], None] = lambda text: None,
     ) -> None:
         """url: where the calls go, if that is not the config's base URL (the offline teacher is named there, not addressed).
 
-        guard: which addresses may be connected to; none is no limit. on_pause: told why the endpoint is waited for, and "" when it is
-        not any more.
+        guard: which addresses may be connected to; none is no limit. on_pause: told why the endpoint is unwell, and "" when it is
+        not any more. on_wait: told the same of batches.
         """
         self.name = name
         self.config = config
@@ -72,12 +76,15 @@ class Endpoint:
         self.from_store = 0
         self._calls = calls
         self._guard = guard
-        self._key = _api_key(name, config, environ)
+        self._key = key_of(name, config, environ)
         self._on_pause = on_pause
         self._pause = ""
+        self._on_wait = on_wait
+        self._wait = ""
         self._under_way: dict[str, asyncio.Task[Completion]] = {}
-        self._desk = _Desk(name, config, calls, on_turn=self._after_turn)
-        self._failures_in_a_row = 0
+        self._desk = _Desk(name, calls, most_at_once=lambda: self.config.max_at_once, on_turn=self._after_turn)
+        self._refused: set[str] = set()
+        self._odd_replies = 0
         self._structured_refused = False
         self._closing = asyncio.Event()
         self._batches: BatchDesk | None = None
@@ -93,14 +100,14 @@ class Endpoint:
         import httpx2
         import openai
 
-        limits = httpx2.Limits(max_connections=self.config.max_at_once, max_keepalive_connections=self.config.max_at_once)
-        timeout = httpx2.Timeout(self.config.timeout_s, connect=self.config.connect_timeout_s)
+        from trainer.transport import Transport
+
+        transport = Transport(self._guard, limits=httpx2.Limits())  # how many go at once is for the pace to say
         self._client = openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self._key,
-            timeout=timeout,
             max_retries=0,  # a repeat needs a permission of its own
-            http_client=httpx2.AsyncClient(timeout=timeout, follow_redirects=False, **_transport(self._guard, limits)),
+            http_client=httpx2.AsyncClient(follow_redirects=False, transport=transport),
         )
         self._desk.start()
         return self
@@ -131,33 +138,36 @@ class Endpoint:
         Raises ConfigError (refuses us, or is no such API), BudgetSpent, ResponseFormatError (this one call cannot be answered),
         TeacherUnavailable (answers nothing that serves).
         """
-        request = request_of(self.name, self.config, config, messages, max_tokens=max_tokens, sample=sample, schema=schema)
+        settings = self.config  # a call is paid by the prices by which its cost was held
+        request = request_of(self.name, settings, config, messages, max_tokens=max_tokens, sample=sample, schema=schema)
         key = completion_key(request)
         if key not in self._under_way:
-            call = call_of(key, role, request, self.config, batch=config.batch)
-            task = asyncio.ensure_future(self._answer_in_batch(call) if config.batch else self._answer(call))
+            call = call_of(key, role, request, settings, batch=config.batch)
+            task = asyncio.ensure_future(self._answer_in_batch(call) if config.batch else self._answer(call, settings))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         return await asyncio.shield(self._under_way[key])
 
-    async def _answer(self, call: Call) -> Completion:
+    async def _answer(self, call: Call, settings: EndpointConfig) -> Completion:
         """The stored answer, or that of the first attempt that has one."""
-        failures = 0
+        failures = limited = 0
         while True:
             found = await self._desk.ask(call)
             if found is not None:
                 self.from_store += 1
                 return found
-            done, problem = await self._attempt(call)
+            done, problem = await self._attempt(call, settings)
             await self._desk.end(done)
             if done.completion is not None:
-                self._failures_in_a_row = 0
                 self.asked += 1
                 return done.completion
             if done.outcome is Outcome.REFUSED:
-                self._count_refusal(problem)
-                raise problem
-            if done.outcome is Outcome.LIMITED or self._pause:
+                raise await self._blame(call, problem)
+            if done.outcome is Outcome.LIMITED:
+                limited += 1  # not its fault, and not the endpoint's where it was the only one
+                await self._pause_for(done.told.retry_after_s or FIRST_BACKOFF_S * 2 ** min(limited - 1, 4))
+                continue
+            if self._pause:
                 continue  # the endpoint's fault: the call waits for its turn
             failures += 1
             if failures > self.config.retries:
@@ -167,22 +177,25 @@ class Endpoint:
     async def _answer_in_batch(self, call: Call) -> Completion:
         if self._batches is None:
             assert self._client is not None, "use the endpoint as an async context manager"
-            self._batches = BatchDesk(self.name, self.config, self._calls, self._client, thread=self._desk.thread)
+            self._batches = BatchDesk(self.name, self.config, self._calls, self._client, thread=self._desk.thread, on_pause=self._tell_wait)
             self._batches.start()
         completion = await self._batches.answer(call)
         self.asked += 1
         return completion
 
     async def _back_off(self, failures: int) -> None:
-        """Wait longer after each failure, at random, so that the calls of an outage do not come back together; a stop ends it."""
-        longest = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (failures - 1))
+        """Wait longer after each failure, at random, so that the calls of an outage do not come back together."""
+        await self._pause_for(FIRST_BACKOFF_S * 2 ** (failures - 1) * random.uniform(0.5, 1.0))
+
+    async def _pause_for(self, seconds: float) -> None:
+        """A stop ends the pause, and the call with it."""
         try:
-            await asyncio.wait_for(self._closing.wait(), timeout=longest * random.uniform(0.5, 1.0))
+            await asyncio.wait_for(self._closing.wait(), timeout=min(LONGEST_BACKOFF_S, seconds))
         except TimeoutError:
             return
         raise asyncio.CancelledError
 
-    async def _attempt(self, call: Call) -> tuple[Done, Exception]:
+    async def _attempt(self, call: Call, settings: EndpointConfig) -> tuple[Done, Exception]:
         """Make the call once. Gives how it ended, and the error in words where it has no answer."""
         import openai
 
@@ -191,65 +204,89 @@ class Endpoint:
         try:
             async with asyncio.timeout(self.config.timeout_s):
                 response = await self._post(call)
-            completion = read_reply(call, json.loads(response.content), self.config, latency_s=time.monotonic() - started)
+            completion = read_reply(call, json.loads(response.content), settings, latency_s=time.monotonic() - started)
         except (openai.OpenAIError, TimeoutError, ValueError, RecursionError, ResponseFormatError) as error:
-            outcome, problem, told = self._sort(error, response)
+            outcome, problem, told = self._sort_odd(response) if response is not None else self._sort(error)
             return Done(call=call, outcome=outcome, told=told, error=str(problem)), problem
         return Done(call=call, outcome=Outcome.ANSWERED, completion=completion, told=told_of(response.headers)), AssertionError()
 
     async def _post(self, call: Call) -> httpx2.Response:
-        """`chat.completions.create` without the types of all its parameters, which take a quarter of a call's time."""
+        """`chat.completions.create` without the types of all its parameters, which take a quarter of a call's time.
+
+        A server that has no structured output may say so in any words: where it refuses a request with it, the same is asked without.
+        """
         import openai
 
         body = body_of(call.request, self.config)
-        key = call.key
-        if self._structured_refused and body.pop("response_format", None):
-            key += "-text"  # another body is another request
+        plain = {name: value for name, value in body.items() if name != "response_format"}
+        if plain == body:
+            return await self._send(body, call.key)
+        plain_key = f"{call.key}-text"  # another body is another request
+        if self._structured_refused:
+            return await self._send(plain, plain_key)
         try:
-            return await self._send(body, key)
-        except openai.BadRequestError as error:
-            if "response_format" not in body or "response_format" not in str(error):
-                raise
+            return await self._send(body, call.key)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            try:
+                response = await self._send(plain, plain_key)
+            except openai.APIStatusError:
+                raise error from None  # it was not the structured output
             self._structured_refused = True
-            del body["response_format"]
-            return await self._send(body, call.key + "-text")
+            return response
 
     async def _send(self, body: Mapping[str, Any], idempotency_key: str) -> httpx2.Response:
         import httpx2
 
         assert self._client is not None, "use the endpoint as an async context manager"
-        # The same key on a repeat lets a server that honours it answer without charging again.
-        options: Any = {"headers": {"Idempotency-Key": idempotency_key}, "security": {"bearer_auth": True}}
-        return await self._client.post("/chat/completions", cast_to=httpx2.Response, body=dict(body), options=options)
+        options: Any = {
+            # The same key on a repeat lets a server that honours it answer without charging again.
+            "headers": {"Idempotency-Key": idempotency_key},
+            "timeout": httpx2.Timeout(self.config.timeout_s, connect=self.config.connect_timeout_s),
+            "security": {"bearer_auth": True},
+        }
+        return await self._client.post(CALLS_PATH, cast_to=httpx2.Response, body=dict(body), options=options)
 
-    def _sort(self, error: Exception, response: httpx2.Response | None) -> tuple[Outcome, Exception, Told]:
-        """What an attempt without an answer means for money and pace, and the error in words."""
+    def _sort(self, error: Exception) -> tuple[Outcome, Exception, Told]:
+        """What an attempt without a reply means for money and pace, and the error in words."""
         import httpx2
         import openai
 
-        if response is not None:  # an answer that is none: a stray one is asked for again, a server that has no other is the wrong one
-            if self.asked:
-                return (
-                    Outcome.UNANSWERED,
-                    ResponseFormatError(f"Endpoint {self.name!r} answered something that is not a chat completion."),
-                    Told(),
-                )
-            return Outcome.REFUSED, _not_this_api(self.name, self.url), Told()
         if isinstance(error, TimeoutError):
             error = openai.APITimeoutError(request=httpx2.Request("POST", self.url))
-        problem = explain(self.name, self.url, self.config, error)
+        problem = explain(self.name, self.url, self.config, error, key=self._key)
         told = told_of(error.response.headers) if isinstance(error, openai.APIStatusError) else Told()
         return outcome_of(error, problem), problem, told
 
-    def _count_refusal(self, error: Exception) -> None:
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= FAILURES_IN_A_ROW and isinstance(error, ResponseFormatError):
-            raise TeacherUnavailable(
-                f"Endpoint {self.name!r} failed {self._failures_in_a_row} calls in a row, so the stage stopped. The last one: {error} "
-                "Nothing is lost: resume when the endpoint is well again."
-            ) from error
+    def _sort_odd(self, response: httpx2.Response) -> tuple[Outcome, Exception, Told]:
+        """A reply that is no chat completion may be a paid one that was garbled on its way, or come from another kind of server."""
+        self._odd_replies += 1
+        web_page = response.content.lstrip()[:1] == b"<"
+        if not self.asked and (web_page or self._odd_replies >= ODD_REPLIES):
+            return Outcome.REFUSED, _not_this_api(self.name, self.url), Told()
+        problem = ResponseFormatError(f"Endpoint {self.name!r} answered something that is not a chat completion.")
+        return Outcome.UNANSWERED, problem, Told()
+
+    async def _blame(self, call: Call, problem: Exception) -> Exception:
+        """The error of a refused call: its own, or the endpoint's, where that refuses one request after another and never answered."""
+        self._refused.add(call.key)
+        if not isinstance(problem, RequestRefused) or self.asked or len(self._refused) < REFUSED_ITEMS:
+            return problem
+        if await self._desk.has_answered():
+            return problem
+        return TeacherUnavailable(
+            f"Endpoint {self.name!r} refused {len(self._refused)} requests and answered none, so the stage stopped. "
+            f"The last one: {problem} Nothing is lost: correct the endpoint, then resume."
+        )
+
+    def _tell_wait(self, text: str) -> None:
+        if text != self._wait:
+            self._wait = text
+            self._on_wait(text)
 
     def _after_turn(self, turn: Turn) -> None:
+        self.config = turn.settings or self.config
+        if turn.waits_for is not None and self._batches is None:  # a desk of batches of our own has its own to say
+            self._tell_wait(turn.waits_for)
         if turn.pause != self._pause:
             self._pause = turn.pause
             self._on_pause(turn.pause)
@@ -262,10 +299,10 @@ class _Desk:
     While a turn is taken in its thread, what comes next gathers: the slower the place where calls are kept, the larger the turns.
     """
 
-    def __init__(self, name: str, config: EndpointConfig, calls: Calls, *, on_turn: Callable[[Turn], None]) -> None:
+    def __init__(self, name: str, calls: Calls, *, most_at_once: Callable[[], int], on_turn: Callable[[Turn], None]) -> None:
         self._name = name
-        self._config = config
         self._calls = calls
+        self._most_at_once = most_at_once
         self._on_turn = on_turn
         self._wanted: dict[str, tuple[Call, asyncio.Future[Completion | None]]] = {}
         self._fresh: set[str] = set()
@@ -305,6 +342,10 @@ class _Desk:
         self._wake.set()
         await future
 
+    async def has_answered(self) -> bool:
+        """Whether the endpoint ever answered a call of this run."""
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self._calls.has_answered, self._name)
+
     def drop_wanted(self) -> None:
         self._stopping = True
         for _, future in self._wanted.values():
@@ -333,7 +374,7 @@ class _Desk:
 
     def _to_ask(self) -> list[Call]:
         """Calls to look up that are new, and of those that wait as many as may find a place."""
-        room = max(1, self._config.max_at_once - self._at_work)
+        room = max(1, self._most_at_once() - self._at_work)
         waiting = [key for key in self._wanted if key not in self._fresh][:room]
         keys = [*waiting, *self._fresh][:LARGEST_TURN]
         self._fresh.difference_update(keys)
@@ -374,30 +415,10 @@ class _Desk:
         if future is not None and not future.done():
             future.set_result(answer)
         elif answer is None:
-            self._done.append((Done(call=call, outcome=Outcome.REFUSED), asyncio.get_running_loop().create_future()))
-
-
-def _transport(guard: AddressGuard | None, limits: httpx2.Limits) -> dict[str, Any]:
-    if guard is None:
-        return {"limits": limits}
-    from trainer.addresses import guarded_transport
-
-    return {"transport": guarded_transport(guard, limits=limits)}
+            self._done.append((Done(call=call, outcome=Outcome.UNSENT), asyncio.get_running_loop().create_future()))
 
 
 def _not_this_api(name: str, url: str) -> ConfigError:
     return ConfigError(
         f"Endpoint {name!r} at {url} answered something that is not a chat completion. Check the base URL: for most servers it ends in /v1."
     )
-
-
-def _api_key(name: str, config: EndpointConfig, environ: Mapping[str, str]) -> str:
-    if not config.key_env:
-        return "none"
-    key = environ.get(config.key_env, "")
-    if not key:
-        raise ConfigError(
-            f"Endpoint {name!r} takes its key from the environment variable {config.key_env}, which is not set. "
-            "Set it where the teacher worker starts (for instance in .env), then start again and resume."
-        )
-    return key

@@ -1,53 +1,29 @@
 """The frozen config of a run: one object for the form, the API, the command line, the worker and the checkpoint.
 
-Every setting carries its unit, range, the paper's value and a help text as field metadata (`setting`), so that the launch
+Every setting carries its unit, range, the paper's value and a help text as field metadata (`trainer.settings.setting`), so that the launch
 form, the settings page and the checks all read the same lines. Defaults are the paper's (METHOD sections 1-3) unless a
 help text says otherwise.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from trainer.endpoint_checks import read_extra, refused_settings
 from trainer.errors import ConfigError
+from trainer.settings import build, setting
 
 PRESETS = Path(__file__).parent / "presets"
 
 SCRATCH_MODEL = "scratch-llama"
 """The student made from random weights: a small Llama over bytes, for the demo and the tests."""
 
-OUR_PARAMETERS = frozenset({"messages", "model", "n", "stream", "seed", "response_format"})
-"""Parameters of a call that no endpoint's extra ones may replace."""
-
 OFFLINE_URL = "offline"
 """A base URL that means: the offline teacher of trainer.demo; the command line starts it for the time of the run."""
-
-
-def setting(
-    default: Any,
-    *,
-    label: str,
-    help: str = "",
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    paper: str = "",
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """A dataclass field that knows how to be shown and checked.
-
-    low, high: inclusive range; paper: the paper's value as text, empty where it has none; choices: the allowed values.
-    """
-    return field(
-        default=default,
-        metadata={"label": label, "help": help, "unit": unit, "low": low, "high": high, "paper": paper, "choices": choices},
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,18 +167,7 @@ class EndpointConfig:
 
     def extra_parameters(self) -> dict[str, Any]:
         """`extra` as data. Raises ValueError, with a sentence a form can show, where it is no JSON object."""
-        if not self.extra.strip():
-            return {}
-        try:
-            data = json.loads(self.extra)
-        except ValueError as error:
-            raise ValueError(f"This is not JSON: {error}.") from None
-        if not isinstance(data, dict):
-            raise ValueError('Give a JSON object, for instance {"reasoning_effort": "low"}.')
-        taken = sorted(OUR_PARAMETERS & data.keys())
-        if taken:
-            raise ValueError(f"{', '.join(taken)} cannot be set here: LionWeb sets it for each call.")
-        return data
+        return read_extra(self.extra)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,11 +336,6 @@ def endpoint_of(config: RunConfig, role: str) -> str:
     return name or (config.referee.endpoint if role == "judge" else "")
 
 
-def settings_of(config_class: type) -> Iterator[Field[Any]]:
-    """The plain settings of a config class, in order, without its sections."""
-    yield from (f for f in fields(config_class) if f.metadata)
-
-
 def sections() -> dict[str, type]:
     """The sections of a run's config: name -> class."""
     hints = get_type_hints(RunConfig)
@@ -413,14 +373,14 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
     for name, value in data.items():
         if name == "endpoints":
             values[name] = {
-                endpoint: _build(EndpointConfig, settings, f"endpoints.{endpoint}", wrong)
+                endpoint: build(EndpointConfig, settings, f"endpoints.{endpoint}", wrong)
                 for endpoint, settings in _table(value, name, wrong).items()
             }
         elif name in known:
-            values[name] = _build(known[name], _table(value, name, wrong), name, wrong)
+            values[name] = build(known[name], _table(value, name, wrong), name, wrong)
         else:
             values[name] = value
-    config: RunConfig = _build(RunConfig, values, "", wrong)
+    config: RunConfig = build(RunConfig, values, "", wrong)
     if not wrong:
         _check_whole(config, wrong)
     if wrong:
@@ -436,67 +396,6 @@ def _table(value: Any, name: str, wrong: dict[str, str]) -> Mapping[str, Any]:
     return {}
 
 
-def _build(config_class: type, values: Any, prefix: str, wrong: dict[str, str]) -> Any:
-    """An instance of config_class with each value checked; complaints go to `wrong` under their dotted names."""
-    hints = get_type_hints(config_class)
-    by_name = {f.name: f for f in fields(config_class)}
-    if not isinstance(values, Mapping):
-        wrong[prefix] = "Must be a table of settings."
-        values = {}
-    kept: dict[str, Any] = {}
-    for name, value in values.items():
-        dotted = f"{prefix}.{name}" if prefix else name
-        if name not in by_name:
-            wrong[dotted] = f"Unknown setting. Known here: {', '.join(by_name)}."
-        elif not by_name[name].metadata:
-            kept[name] = value
-        else:
-            try:
-                kept[name] = checked(by_name[name], hints[name], value)
-            except ValueError as error:
-                wrong[dotted] = str(error)
-    return config_class(**kept)
-
-
-def checked(spec: Field[Any], kind: Any, value: Any) -> Any:
-    """The value in its type and within its range. Raises ValueError with a sentence a form can show."""
-    value = _typed(kind, value)
-    low, high, choices = spec.metadata["low"], spec.metadata["high"], spec.metadata["choices"]
-    if isinstance(value, tuple):
-        unknown = [item for item in value if item not in choices]
-        if unknown:
-            raise ValueError(f"Unknown: {', '.join(unknown)}. Choose from: {', '.join(choices)}.")
-    elif choices and value not in choices:
-        raise ValueError(f"{value!r} is not one of: {', '.join(choices)}.")
-    if low is not None and not low <= value:
-        raise ValueError(f"{value:g} is too small: the least is {low:g}.")
-    if high is not None and not value <= high:
-        raise ValueError(f"{value:g} is too large: the most is {high:g}.")
-    return value
-
-
-def _typed(kind: Any, value: Any) -> Any:
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"{value!r} is not true or false.")
-        return value
-    if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
-            raise ValueError(f"{value!r} is not a whole number.")
-        return int(value)
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{value!r} is not a number.")
-        return float(value)
-    if kind is str:
-        if not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a text.")
-        return value
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{value!r} is not a list of names.")
-    return tuple(value)
-
-
 def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
     """What no single setting can know: that roles name endpoints, that batches divide."""
     for role in ROLES:
@@ -509,10 +408,7 @@ def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
                 f"Endpoint {name!r} does not offer the Batch API. Turn batch mode off, or say on the endpoint that it does."
             )
     for name, endpoint in config.endpoints.items():
-        try:
-            endpoint.extra_parameters()
-        except ValueError as error:
-            wrong[f"endpoints.{name}.extra"] = str(error)
+        wrong |= {f"endpoints.{name}.{setting}": complaint for setting, complaint in refused_settings(endpoint)}
     if not config.student.model.strip():
         wrong["student.model"] = f"Name a student: a Hub name, a local folder or {SCRATCH_MODEL}."
     batch, device = config.imitation.batch_size, config.imitation.device_batch_size

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from trainer.api_errors import explain, outcome_of
+from trainer.api_errors import CALLS_PATH, explain, outcome_of
 from trainer.calls import Call, Done, Outcome, Told, Window
 from trainer.config import EndpointConfig, RoleConfig
 from trainer.errors import ResponseFormatError
+from trainer.keys import NO_KEY, malformed, without_key
 from trainer.limit_headers import told_of
-from trainer.records import Completion
+from trainer.records import NO_REASON, Completion
 from trainer.text import storable
 from trainer.wire import Schema, body_of, call_of, completion_key, read_reply, request_of
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from trainer.addresses import AddressGuard
 
 ROLE = "test"
-HIDDEN = "(the key)"
 LARGEST_PORT = 65_535
 LONGEST_S = 30.0
 """A person waits for it, and a thread of the web server with them."""
@@ -87,17 +87,15 @@ async def try_endpoint(config: EndpointConfig, *, name: str, guard: AddressGuard
     problem = _url_problem(config.base_url) or _key_problem(config, environ)
     if problem:
         return Tried(ok=False, words=problem)
-    key = environ.get(config.key_env, "")
-    async with _client(config, guard, key or "none") as client:
-        return _without(key, await _Trial(name, config, client).run())
+    key = environ.get(config.key_env, "") or NO_KEY
+    async with _client(config, guard, key) as client:
+        return _without(key, await _Trial(name, config, client, key).run())
 
 
 def _without(key: str, tried: Tried) -> Tried:
-    """The same without the key: some servers say it back."""
-    if not key:
-        return tried
-    words, served_model = (text.replace(key, HIDDEN) for text in (tried.words, tried.served_model))
-    return replace(tried, words=words, served_model=served_model, advice=tuple(text.replace(key, HIDDEN) for text in tried.advice))
+    """The same without the key."""
+    words, served_model = without_key(tried.words, key), without_key(tried.served_model, key)
+    return replace(tried, words=words, served_model=served_model, advice=tuple(without_key(text, key) for text in tried.advice))
 
 
 def _url_problem(url: str) -> str:
@@ -121,32 +119,28 @@ def _key_problem(config: EndpointConfig, environ: Mapping[str, str]) -> str:
             f"The variable {config.key_env} is not set where this test runs, so nothing was called. Set it there (for instance in .env) "
             "and restart. Runs take the key from the environment of their workers, which may have it."
         )
-    if not (key.isascii() and key.isprintable()) or key != key.strip():
-        return (
-            f"The value of {config.key_env} cannot be a key: it has a space around it, a line break or a letter beyond ASCII. Set it again."
-        )
-    return ""
+    return malformed(key, config)
 
 
 def _client(config: EndpointConfig, guard: AddressGuard | None, key: str) -> openai.AsyncOpenAI:
     import httpx2
     import openai
 
-    from trainer.addresses import guarded_transport
+    from trainer.transport import Transport
 
     timeout = httpx2.Timeout(LONGEST_S, connect=min(config.connect_timeout_s, LONGEST_S))
-    transport = guarded_transport(guard, limits=httpx2.Limits()) if guard else None
-    http = httpx2.AsyncClient(timeout=timeout, follow_redirects=False, transport=transport)
+    http = httpx2.AsyncClient(timeout=timeout, follow_redirects=False, transport=Transport(guard, limits=httpx2.Limits()))
     return openai.AsyncOpenAI(base_url=config.base_url, api_key=key, timeout=timeout, max_retries=0, http_client=http)
 
 
 class _Trial:
     """One test, with its deadline."""
 
-    def __init__(self, name: str, config: EndpointConfig, client: openai.AsyncOpenAI) -> None:
+    def __init__(self, name: str, config: EndpointConfig, client: openai.AsyncOpenAI, key: str) -> None:
         self._name = name
         self._config = config
         self._client = client
+        self._key = key
         self._ends_at = time.monotonic() + LONGEST_S
 
     async def run(self) -> Tried:
@@ -196,7 +190,7 @@ class _Trial:
         import httpx2
 
         options: Any = {"security": {"bearer_auth": True}}
-        return await self._client.post("/chat/completions", cast_to=httpx2.Response, body=dict(body), options=options)
+        return await self._client.post(CALLS_PATH, cast_to=httpx2.Response, body=dict(body), options=options)
 
     def _patience_s(self) -> float:
         return min(self._config.timeout_s, self._ends_at - time.monotonic())
@@ -208,7 +202,7 @@ class _Trial:
             return Done(call=call, outcome=Outcome.UNANSWERED, error=self._too_slow())
         if response is not None:
             return Done(call=call, outcome=Outcome.REFUSED, error=self._no_chat_completion(response), told=told_of(response.headers))
-        problem = explain(self._name, self._config.base_url, self._config, error)
+        problem = explain(self._name, self._config.base_url, self._config, error, key=self._key)
         told = told_of(error.response.headers) if isinstance(error, openai.APIStatusError) else Told()
         return Done(call=call, outcome=outcome_of(error, problem), error=str(problem), told=told)
 
@@ -222,7 +216,7 @@ class _Trial:
     def _no_chat_completion(self, response: httpx2.Response) -> str:
         return (
             f"Endpoint {self._name!r} ({self._config.base_url}) answered something that is not a chat completion. Check the base URL: "
-            f"for most servers it ends in /v1. It said: {_shorten(response.text, 200)}"
+            f"for most servers it ends in /v1. It said: {_shorten(without_key(response.text, self._key), 200)}"
         )
 
     async def _ask_for_batches(self) -> str:
@@ -240,7 +234,7 @@ class _Trial:
         except TimeoutError:
             return "no answer in time"
         except openai.OpenAIError as error:
-            return str(explain(self._name, self._config.base_url, self._config, error))
+            return str(explain(self._name, self._config.base_url, self._config, error, key=self._key))
         except (ValueError, RecursionError):
             return "something that is not JSON"
         return "" if isinstance(listed, dict) and isinstance(listed.get("data"), list) else "something that is not a list of batches"
@@ -250,6 +244,8 @@ def _advice(config: EndpointConfig, completion: Completion, in_json: Done | None
     """What to change in an endpoint that answers."""
     if not completion.text.strip():
         yield "The answer is empty: a model that thinks first may need longer replies of its roles, or an extra parameter to think less."
+    if completion.finish_reason == NO_REASON:
+        yield "It does not say why an answer ended (finish_reason), so that none of its answers is known to be whole: a run could use none."
     if completion.estimated:
         yield "It tells no token counts, so that costs and budgets rest on estimates from the length of texts."
     if not (config.price_input or config.price_output):

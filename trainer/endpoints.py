@@ -35,6 +35,7 @@ async def open_roles(
     guard: AddressGuard | None = None,
     environ: Mapping[str, str] = os.environ,
     on_pause: Callable[[str], None] = lambda text: None,
+    on_wait: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[EndpointRoles]:
     """Open every endpoint a role uses, and close them at the end. Raises ConfigError where a key is missing.
 
@@ -53,6 +54,7 @@ async def open_roles(
                 guard=None if offline else guard,
                 environ=environ,
                 on_pause=on_pause,
+                on_wait=on_wait,
             )
             endpoints[name] = await stack.enter_async_context(endpoint)
         yield EndpointRoles(

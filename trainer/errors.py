@@ -28,6 +28,10 @@ class ResponseFormatError(TrainerError):
     """A model answered something that cannot be used: ask again, then quarantine the item and count it."""
 
 
+class RequestRefused(ResponseFormatError):
+    """The endpoint is well and will not answer this one request (a content filter, a prompt too long): asking again changes nothing."""
+
+
 class OutOfMemory(TrainerError):
     """The model, batch or length does not fit: the text says which smaller value to try."""
 

@@ -1,6 +1,6 @@
 """A run's book as a folder of JSONL files, for the command line.
 
-    config.json completions.jsonl summary.json checkpoints/
+    config.json completions.jsonl attempts.jsonl summary.json checkpoints/
     iteration-0/  train_pool teacher_responses metrics answers-<benchmark> (.jsonl), scores.json, checkpoint.json
     iteration-1/  cache_pool student_responses judgements verdicts candidates (.jsonl), and the same as above
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.quotations import Span, blank_out
+
 _THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _FIRST = re.compile(r"\s*(?:`{3,}\s*\w*\s*)?(?P<brace>\{)")
 _MOST_BROKEN = 20
@@ -24,6 +26,10 @@ class JsonObject:
     start: int
     end: int
     pairs: tuple[tuple[str, Any], ...]
+
+    @property
+    def span(self) -> Span:
+        return self.start, self.end
 
     def values(self, key: str) -> list[Any]:
         """All values of a key, in order: more than one where the reply repeats it."""
@@ -54,7 +60,7 @@ def find_json(text: str, keys: Sequence[str]) -> JsonReply:
     objects = [found for found in read if any(name in keys for name, _ in found.pairs)]
     opens_at = first.start("brace") if first else -1
     opens = opens_at in [found.start for found in objects] or begins.match(text, max(0, opens_at)) is not None
-    loose = [match.start() for match in key.finditer(blank_out(text, objects), head)]
+    loose = [match.start() for match in key.finditer(blank_out(text, [found.span for found in objects]), head)]
     return JsonReply(objects, broken + loose, opens)
 
 
@@ -71,12 +77,3 @@ def _read_objects(text: str, match: re.Match[str] | None, begins: re.Pattern[str
             broken.append(start)
         match = begins.search(text, at)
     return objects, broken
-
-
-def blank_out(text: str, objects: Sequence[JsonObject]) -> str:
-    """The text with spaces in place of these objects; every other character stays where it is."""
-    parts, at = [], 0
-    for found in objects:
-        parts += [text[at : found.start], " " * (found.end - found.start)]
-        at = found.end
-    return "".join([*parts, text[at:]])

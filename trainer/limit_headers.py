@@ -22,11 +22,16 @@ _FIRST_EPOCH, _FIRST_EPOCH_MS = 1e9, 1e12
 
 
 def told_of(headers: Mapping[str, str], *, now: float | None = None) -> Told:
-    """The limits in a reply's headers, whose names are in lower case. now: seconds since the epoch, this machine's clock where left out.
+    """The limits in a reply's headers, whose names are in lower case.
 
-    Never raises. Retry-After-Ms is more exact than Retry-After, which knows whole seconds only, and goes before it.
+    now: seconds since the epoch, for a reply that has no Date; this machine's clock where left out. Times are read against the reply's own
+    Date, since the server's clock may be another. Never raises. Retry-After-Ms is more exact than Retry-After, which knows whole seconds
+    only, and goes before it.
     """
-    now = time.time() if now is None else now
+    if sent := _moment(headers.get("date", "")):
+        now = sent.timestamp()
+    elif now is None:
+        now = time.time()
     retry_after_ms = _number(headers.get("retry-after-ms", ""))
     return Told(
         requests=_window(headers, "requests", now),

@@ -1,6 +1,6 @@
 """The pace of one server: how many calls may go now, and when to ask again. Pure: a state that goes to JSON, and no clock of its own.
 
-All workers share one `Pace` under a lock. It keeps to four things at once:
+All workers share one `Pace` under a lock. It keeps to five things at once:
 
 1. Limits that are known, from the config or from headers (the smaller counts), by token buckets that hold a fraction of a second's worth:
    whatever way a server counts (a bucket, a sliding minute, a fixed minute, spacing), an even flow is what it refuses least.
@@ -9,18 +9,19 @@ All workers share one `Pace` under a lock. It keeps to four things at once:
    last estimate, level around it, then faster and faster in case more is to be had.
 3. Calls at once, by AIMD: one more for 25 answers, a quarter fewer for a burst of 429s. Departures from the plain rule: it is not cut
    where the rate and not the number at once held calls back, and the number that was just refused is tried again only after a while.
-4. An endpoint that fails more than half of its last calls is unwell: nothing goes but a probe now and then, until one is answered.
+4. A 429 that comes alone among answers is a stray: it says nothing of the rate, and stops nobody (`Suspicion`).
+5. An endpoint that fails more than half of its last calls is unwell: nothing goes but a probe now and then, until one is answered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from typing import Any
 
 from trainer.calls import Call, Done, Outcome, Told, Window
 from trainer.config import EndpointConfig
+from trainer.pace_parts import CUT, FEW_ANSWERS, WELL, Answers, FoundRate, Health, Slots, Suspicion, is_spent, time_of_day
 
 HEADROOM = 0.98
 """Share of a known limit that is used: what a full minute, counted by another clock, has room for beside one burst."""
@@ -30,20 +31,18 @@ BURST_GROWTH = BURST_S / 240
 """Seconds' worth a second: how fast a bucket grows again that was made smaller because calls came too close together."""
 LARGEST_DROP = 0.1
 """One burst of 429s lowers a known limit by no more than this share."""
-FEW_ANSWERS = 10
-"""Fewer say little of a rate."""
-SETTLED_S = 10.0
-"""Over so long a span, what a server had in store counts for little."""
 MINUTE_SHARE = 1.25
 """A server that refuses allows no more than so many times what it gave in the last minute."""
+LONGER_THAN_A_MINUTE_S = 75.0
+"""A limit that is whole again only after so long is not one of a minute, but of an hour or a day."""
 TURN_S = 0.02
 """A turn is worth taking for so many seconds' worth of calls."""
 SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.005, 1.0
 SLOT_WAIT_S = 0.2
 """When to ask again where all calls at once are under way: one of another worker may have ended."""
 
-DEFAULT_STOP_S, LONGEST_DEFAULT_STOP_S = 2.0, 16.0
-"""A stop after a 429 that names no time; it doubles while nothing is answered in between."""
+DEFAULT_STOPS_S = (2.0, 4.0, 8.0)
+"""Stops after 429s that name no time, one after another while nothing is answered in between; the last one from then on."""
 SHORTEST_BLIND_STOP_S = 1.0
 """Where the limit is not known, a shorter stop tells nothing about it."""
 LONGEST_STOP_S = 3600.0
@@ -56,25 +55,10 @@ FIRST_ANSWERS_PER_STEP, LATER_ANSWERS_PER_STEP = 8, 3
 
 The slower the start, the fewer calls are under way, and refused, when a low limit is met: 60 a minute by the second step.
 """
-SLOT_AFTER = 25
-CUT = 0.75
-FIRST_HOLD_S, LONGEST_HOLD_S = 15.0, 60.0
-"""For how long the number of calls at once that was refused is not tried again."""
-
-LAST_OUTCOMES, FEWEST_OUTCOMES = 20, 5
-FIRST_PROBE_S, PROBE_GROWTH, LONGEST_PROBE_S = 1.0, 1.5, 5.0
-LOST_PROBE_S = 10.0
-"""A probe of which nothing was heard for so long does not hold back the next one."""
-PROBES_KEPT = 20
 
 FIRST_OUTPUT_SHARE = 0.25
 """Of the most that a call may be answered with: the length expected before any answer was seen."""
 LENGTHS_AVERAGED = 100
-
-LONGEST_ERROR = 500
-"""Characters of an error that are kept."""
-
-WELL = frozenset({Outcome.ANSWERED, Outcome.REFUSED})
 
 
 @dataclass(frozen=True)
@@ -84,187 +68,6 @@ class Admission:
     count: int
     wait_s: float
     pause: str = ""
-
-
-@dataclass(kw_only=True)
-class Answers:
-    """How many calls were answered in each of the last seconds."""
-
-    SECONDS = 60
-
-    since: float = 0.0
-    counts: list[int] = field(default_factory=list)
-
-    def add(self, now: float) -> None:
-        second = int(now - self.since)
-        if not self.counts or second >= len(self.counts) + self.SECONDS or second < 0:
-            self.since, self.counts, second = now, [], 0
-        self.counts.extend([0] * (second + 1 - len(self.counts)))
-        self.counts[second] += 1
-        surplus = len(self.counts) - self.SECONDS
-        if surplus > 0:
-            self.since += surplus
-            del self.counts[:surplus]
-
-    def number_since(self, start: float) -> int:
-        """Calls answered since, to the second."""
-        return sum(count for second, count in enumerate(self.counts) if self.since + second + 1 > start)
-
-    def best_rate(self, start: float, end: float, *, stop_s: float, settled: bool) -> float:
-        """The most calls a second between start and end, over whichever span up to the end that has a few; 0 where there was none.
-
-        A stop of stop_s belongs to each span: what a bucket held in store, or a minute had room for, came on account of it.
-        settled: it does not belong to spans of SETTLED_S and more, since what was in store is used up.
-        """
-        best, calls = 0.0, 0
-        for second in reversed(range(len(self.counts))):
-            begin = max(start, self.since + second)
-            if begin >= self.since + second + 1:
-                break
-            calls += self.counts[second]
-            span_s = end - begin
-            if span_s > 0 and (calls >= FEW_ANSWERS or second == 0 or begin == start):
-                best = max(best, calls / (span_s + stop_s))
-                if settled and span_s >= SETTLED_S:
-                    best = max(best, calls / span_s)
-        return best
-
-    def minute_rate(self, end: float) -> float | None:
-        """Calls a second over the last minute; None where we know of less than one."""
-        return sum(self.counts) / self.SECONDS if end - self.since >= self.SECONDS - 1 else None
-
-
-@dataclass(kw_only=True)
-class FoundRate:
-    """The calls a second that a server seems to allow; 0: nothing was found. It climbs while calls wait for it."""
-
-    DROP = 0.07
-    PLATEAUS = ((2.0, 6, 0.5), (6.0, 15, 1.0), (18.0, 30, 2.0))
-    """Seconds, calls and stops that a plateau takes at least, by how often the estimate was confirmed."""
-    LONGEST_PLATEAU_S = 120.0
-
-    estimate: float = 0.0
-    climbed_s: float = 0.0
-    plateau_s: float = PLATEAUS[0][0]
-    confirmed: int = 0
-
-    @property
-    def per_s(self) -> float:
-        """CUBIC: from 7 % below the estimate up to it after one plateau, 7 % above it after two."""
-        return self.estimate * (1 + self.DROP * (self.climbed_s / self.plateau_s - 1) ** 3)
-
-    def find(self, estimate: float, *, least: float, stop_s: float) -> None:
-        """A refusal showed the rate. The more often it comes out the same, and the more a refusal costs, the slower the next climb.
-
-        least: below it the estimate is taken to be wrong.
-        """
-        if estimate < least:
-            estimate = least
-        elif self.estimate and 2 / 3 < estimate / self.estimate < 3 / 2:
-            self.confirmed = min(self.confirmed + 1, len(self.PLATEAUS) - 1)
-        else:
-            self.confirmed = 0
-        seconds, calls, stops = self.PLATEAUS[self.confirmed]
-        self.plateau_s = min(self.LONGEST_PLATEAU_S, max(seconds, calls / estimate, stops * stop_s))
-        self.estimate, self.climbed_s = estimate, 0.0
-
-    def doubt(self) -> None:
-        """Much may have changed: climb fast again."""
-        self.confirmed, self.climbed_s, self.plateau_s = 0, 0.0, self.PLATEAUS[0][0]
-
-    def forget(self) -> None:
-        self.estimate = 0.0
-
-
-@dataclass(kw_only=True)
-class Slots:
-    """How many calls may be under way at once, by AIMD."""
-
-    number: float = 0.0
-    """0: as many as the config allows."""
-    ceiling: int = 0
-    """The most that is not known to be refused; 0: none is."""
-    hold_until: float = 0.0
-    hold_s: float = FIRST_HOLD_S
-    successes: int = 0
-
-    def at_once(self, limits: EndpointConfig) -> int:
-        return min(limits.max_at_once, int(self.number)) if self.number else limits.max_at_once
-
-    def succeed(self, limits: EndpointConfig, now: float) -> None:
-        if not self.number:
-            return
-        self.successes += 1
-        if self.successes < SLOT_AFTER:
-            return
-        self.successes = 0
-        if int(self.number + 1) <= self.ceiling or now >= self.hold_until:
-            self.number += 1
-            self.ceiling = max(self.ceiling, int(self.number))
-        if self.number >= limits.max_at_once:
-            self.forget()
-
-    def cut(self, refused: int, now: float) -> None:
-        """So many at once were refused: more than one."""
-        self.number = max(1.0, refused * CUT)
-        self.ceiling = refused - 1
-        self.hold_until = now + self.hold_s
-        self.hold_s = min(LONGEST_HOLD_S, self.hold_s * 2)
-        self.successes = 0
-
-    def forget(self) -> None:
-        self.number, self.ceiling, self.hold_s = 0.0, 0, FIRST_HOLD_S
-
-
-@dataclass(kw_only=True)
-class Health:
-    """The last outcomes, and the pause of an endpoint that is unwell."""
-
-    outcomes: str = ""
-    """The last ones, oldest first: + well, - not."""
-    unwell_since: float = 0.0
-    """0: it is well."""
-    error: str = ""
-    probe_at: float = 0.0
-    interval_s: float = FIRST_PROBE_S
-    probes: list[str] = field(default_factory=list)
-    """Keys of the calls that went as probes, the last ones."""
-
-    @property
-    def unwell(self) -> bool:
-        return self.unwell_since > 0
-
-    def note(self, done: Done, now: float) -> None:
-        """Count an outcome of an endpoint that is well."""
-        if done.outcome is Outcome.LIMITED:
-            return
-        self.outcomes = (self.outcomes + ("+" if done.outcome in WELL else "-"))[-LAST_OUTCOMES:]
-        if done.outcome not in WELL:
-            self.error = done.error[:LONGEST_ERROR]
-        failures = self.outcomes.count("-")
-        if len(self.outcomes) >= FEWEST_OUTCOMES and 2 * failures > len(self.outcomes):
-            self.unwell_since, self.interval_s, self.probes = now, FIRST_PROBE_S, []
-            self.probe_at = now + self.interval_s
-
-    def send_probe(self, call: Call, now: float) -> None:
-        self.probes = [*self.probes, call.key][-PROBES_KEPT:]
-        self.probe_at = now + LOST_PROBE_S
-
-    def probe_failed(self, error: str, now: float) -> None:
-        self.error = error[:LONGEST_ERROR]
-        self.interval_s = min(LONGEST_PROBE_S, self.interval_s * PROBE_GROWTH)
-        self.probe_at = now + self.interval_s
-
-    def recover(self) -> None:
-        self.outcomes, self.unwell_since, self.probes = "", 0.0, []
-
-    def words(self) -> str:
-        if not self.unwell:
-            return ""
-        return (
-            f"The endpoint is unwell since {_time_of_day(self.unwell_since)}: more than half of its last calls failed. "
-            f"Calls wait; one is tried every few seconds until it is answered. The last error: {self.error or 'none was told.'}"
-        )
 
 
 @dataclass(kw_only=True)
@@ -278,6 +81,8 @@ class Pace:
     burst_s: float = BURST_S
     told: dict[str, float] = field(default_factory=dict)
     """The limits that headers told, a minute."""
+    left: dict[str, float] = field(default_factory=dict)
+    """Of limits that headers told for longer than a minute: what may go within the next one."""
     output_mean: float = 0.0
     output_seen: int = 0
 
@@ -302,12 +107,13 @@ class Pace:
     slots: Slots = field(default_factory=Slots)
     found: FoundRate = field(default_factory=FoundRate)
     answers: Answers = field(default_factory=Answers)
+    suspicion: Suspicion = field(default_factory=Suspicion)
     health: Health = field(default_factory=Health)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Pace:
         """The state that `as_dict` gave; {} is a fresh one, and what an earlier version kept besides is dropped."""
-        parts = {"slots": Slots, "found": FoundRate, "answers": Answers, "health": Health}
+        parts = {"slots": Slots, "found": FoundRate, "answers": Answers, "suspicion": Suspicion, "health": Health}
         known = _known(cls, data)
         return cls(**{name: parts[name](**_known(parts[name], value)) if name in parts else value for name, value in known.items()})
 
@@ -335,12 +141,14 @@ class Pace:
         """Learn from the ends of calls."""
         self._refill(limits, now)
         for end in done:
-            self._hear(end, now)
+            self._hear(end, limits)
             self._correct(end, limits)
             if end.outcome is Outcome.LIMITED:
                 self._refused(end.told, limits, now)
             elif end.outcome is Outcome.ANSWERED:
                 self._answered(limits, now)
+            elif end.outcome is Outcome.UNSENT:
+                self.alone_until = now
             self._judge(end, now)
             if self.of_burst > 0:
                 self.of_burst -= 1
@@ -350,7 +158,7 @@ class Pace:
         if self.health.unwell:
             return self.health.words()
         if self.stop_told and now < self.stop_until:
-            return f"The endpoint asked us to wait until {_time_of_day(self.stop_until)}: it had too many requests."
+            return f"The endpoint asked us to wait until {time_of_day(self.stop_until)}: it had too many requests."
         return ""
 
     def at_once(self, limits: EndpointConfig) -> int:
@@ -374,6 +182,7 @@ class Pace:
             "input_tokens": _smaller(limits.input_tpm, self.told.get("input_tokens", 0.0)) / 60 * HEADROOM,
             "output_tokens": _smaller(limits.output_tpm, self.told.get("output_tokens", 0.0)) / 60 * HEADROOM,
         }
+        rates = {name: _smaller(rate, self.left.get(name, 0.0) / 60) for name, rate in rates.items()}
         return {name: rate for name, rate in rates.items() if rate}
 
     def _refill(self, limits: EndpointConfig, now: float) -> None:
@@ -382,7 +191,7 @@ class Pace:
         self.burst_s = min(BURST_S, self.burst_s + passed_s * BURST_GROWTH)
         self.levels = {name: min(rate * self.burst_s, self.levels.get(name, 0.0) + rate * passed_s) for name, rate in rates.items()}
         self.at = now
-        if self.held_by == "rate" and self.found.estimate:
+        if self.held_by == "rate" and self.found.estimate and not self.stops:
             self.found.climbed_s += min(passed_s, 1.0)
             if 0 < self._known_rate(limits) <= self.found.per_s:
                 self.found.forget()
@@ -435,21 +244,31 @@ class Pace:
             self.output_mean += (completion.completion_tokens - self.output_mean) / self.output_seen
         elif done.outcome is Outcome.ANSWERED:
             return
+        elif done.outcome is Outcome.UNSENT:
+            used["requests"] = 0
         rates = self.rates(limits)
         for name in used.keys() & self.levels.keys() & rates.keys():
             self.levels[name] = min(rates[name] * self.burst_s, self.levels[name] + expected[name] - used[name])
 
-    def _hear(self, done: Done, now: float) -> None:
-        """Keep what headers tell; where nothing is left, stop until it is whole again."""
-        latency_s = done.completion.latency_s if done.completion else 0.0
+    def _hear(self, done: Done, limits: EndpointConfig) -> None:
+        """Keep what headers tell."""
         for name in ("requests", "tokens", "input_tokens", "output_tokens"):
             window: Window | None = getattr(done.told, name)
             if window is None:
                 continue
-            self.told[name] = window.limit
-            if window.remaining == 0 and window.reset_s:
-                # The server said so when it took the call, not when its answer came.
-                self.stop_until = max(self.stop_until, now + min(window.reset_s, 60.0) - latency_s)
+            self.told.pop(name, None)
+            self.left.pop(name, None)
+            if (window.reset_s or 0.0) < LONGER_THAN_A_MINUTE_S:
+                self.told[name] = window.limit
+            else:
+                self.left[name] = _next_minute(window)
+            if is_spent(window):
+                self._spend(name, done, self.rates(limits)[name])
+
+    def _spend(self, name: str, done: Done, rate: float) -> None:
+        """Nothing was left when the server took the call: the next one waits for what it takes; a 429 says if that is too soon."""
+        latency_s = done.completion.latency_s if done.completion else 0.0
+        self.levels[name] = min(self.levels.get(name, 0.0), rate * latency_s - self._expected(done.call)[name])
 
     # Refusals
 
@@ -457,31 +276,50 @@ class Pace:
         self.of_burst = in_flight if self.of_burst < 0 else min(self.of_burst, in_flight)
 
     def _refused(self, told: Told, limits: EndpointConfig, now: float) -> None:
-        """A 429. Every one stops the endpoint; only the first of a burst says anything new of the limit."""
-        stop_s = self._stop_s(told, limits)
+        """A 429 that is no stray stops the endpoint; only the first of a burst says anything new of the limit."""
+        first = self.of_burst == 0
+        if first and not self.suspicion.refuse(told, now, at_once=self.sent_at_once, expected=self._tries_more):
+            self._spread(limits)
+            return
         again = self.stops > 0
         if now >= self.stop_until or told.retry_after_s is not None:
+            stop_s = self._stop_s(told, limits)
             self.stops += now >= self.stop_until
             self.stop_told = told.retry_after_s is not None
             self.stop_until = max(self.stop_until, now + stop_s)
-        if self.of_burst != 0:
+        if not first:
             return
         self.of_burst = -1
         if not again:
             self.refused_before, self.refused_at = self.refused_at, now
-        self._lower(limits, now)
+        sure = self._known_rate(limits) or self.found.confirmed
+        if not (again and sure):  # a stop after a stop says how long it lasts, and nothing of a rate that is sure
+            self._lower(limits, now)
+        self.suspicion.believe()
+
+    def _spread(self, limits: EndpointConfig) -> None:
+        """What looks like a stray may be a call that came a little too soon after the last one, where calls are few."""
+        if self.held_by == "rate" and self.rates(limits).get("requests", 0.0) * self.burst_s < 1:
+            self._lower_burst(limits)
+
+    @property
+    def _tries_more(self) -> bool:
+        """Whether calls go faster, or more at once, than the endpoint is known to take."""
+        if self.held_by == "rate":
+            return self.found.confirmed > 0 and self.found.climbed_s >= self.found.plateau_s
+        return self.slots.trying_more
 
     def _stop_s(self, told: Told, limits: EndpointConfig) -> float:
         if told.retry_after_s is None:
-            return min(LONGEST_DEFAULT_STOP_S, DEFAULT_STOP_S * 2.0**self.stops)
+            return DEFAULT_STOPS_S[min(self.stops, len(DEFAULT_STOPS_S) - 1)]
         shortest = 0.0 if self._known_rate(limits) else SHORTEST_BLIND_STOP_S
         return min(LONGEST_STOP_S, max(shortest, told.retry_after_s))
 
     def _lower(self, limits: EndpointConfig, now: float) -> None:
         if self.held_by == "rate":
             self._lower_burst(limits)
-        elif self.sent_at_once > 1:
-            self.slots.cut(self.sent_at_once, now)
+        elif self.suspicion.at_once > 1:
+            self.slots.cut(self.suspicion.at_once, now)
         self.opened = True
         stop_s = self.stop_until - self.refused_at
         settled = self.found.estimate > 0
@@ -509,6 +347,7 @@ class Pace:
     def _answered(self, limits: EndpointConfig, now: float) -> None:
         if self.of_burst == 0:
             self.stops = 0
+            self.suspicion.answer()
         self.answers.add(now)
         self.slots.succeed(limits, now)
         if not self.opened:
@@ -539,6 +378,8 @@ class Pace:
             self.health.note(done, now)
         elif done.call.key not in self.health.probes:
             return
+        elif done.outcome is Outcome.UNSENT:
+            self.health.probe_unsent(now)
         elif done.outcome in WELL or done.outcome is Outcome.LIMITED:
             self.health.recover()
             self.slots.forget()
@@ -552,6 +393,16 @@ def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if name in names}
 
 
+def _next_minute(window: Window) -> float:
+    """What may go within a minute of a limit that is one of an hour or a day: all that is left, and what comes back if it comes bit by bit.
+
+    The nearer it is to its end the less goes, so that calls do not run into it, nor wait while there is plenty.
+    """
+    left = window.remaining or 0.0
+    back_a_minute = max(0.0, window.limit - left) / (window.reset_s or 60.0) * 60
+    return max(left, back_a_minute) * HEADROOM
+
+
 def _smaller(first: float, second: float) -> float:
     """The smaller of two limits, where 0 is none."""
     return min(first, second) if first and second else first or second
@@ -559,7 +410,3 @@ def _smaller(first: float, second: float) -> float:
 
 def _bounded(wait_s: float) -> float:
     return min(LONGEST_WAIT_S, max(SHORTEST_WAIT_S, wait_s))
-
-
-def _time_of_day(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%H:%M:%S} UTC"

@@ -1,20 +1,21 @@
 """Read what was asked for out of a referee's or a generator's reply, as text or as JSON, however it is dressed; never guess it.
 
-The last pair of score lines, or the JSON object after it, counts, as the evidence may quote scores of its own. A reply whose scores
-are missing, cut off, out of range or at odds with each other raises ResponseFormatError: it is asked again, then quarantined.
+A referee may quote scores that an answer demands, before its own or after them. Those that stand word by word in what it was shown
+never count; those in thoughts and quotations count only where there are no others. Whatever remains has to agree: a reply whose
+scores are missing, cut off, out of range or at odds with each other raises ResponseFormatError: it is asked again, then quarantined.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import ResponseFormatError
-from trainer.json_replies import JsonReply, blank_out, find_json
+from trainer.json_replies import JsonObject, JsonReply, find_json
 from trainer.prompts import SCORE_KEYS
+from trainer.quotations import Shown, Span, asides, blank_out, fold
 from trainer.text import storable
 
 LOWEST, HIGHEST = 1.0, 10.0
@@ -40,12 +41,6 @@ _ONLY_DRESS = re.compile(rf"{_DRESS}\Z")
 _HEAD = re.compile(rf"\A{_MARKUP}")
 _STUMP = re.compile(r"\A(?:(?:final|overall)\s+)?score(?:\s+(?:of|for)(?:\s+the)?(?:\s+a\w*(?:\s*#?\s*[12])?)?)?\Z", re.IGNORECASE)
 
-_FOLDED = str.maketrans(
-    {"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2010": "-", "\u2011": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-"}
-    | {"\u066b": ".", "\u2044": "/", "\ua789": ":", "\u2236": ":"}
-)
-"""Typographic quotes and dashes, the Arabic decimal point, the fraction slash and look-alike colons as their ASCII selves."""
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -58,27 +53,71 @@ class Scores:
 
 @dataclass(frozen=True)
 class _Mention:
-    """One score line: its number, whose score it is (1 or 2), and what stands after the label."""
+    """One score line: its number, whose score it is (1 or 2), its label, and what stands after that."""
 
     line: int
     who: int
+    label: str
     value: str
     labelled: bool
 
+    @property
+    def claim(self) -> str:
+        """Label and number, without what follows them."""
+        number = _NUMBER.match(self.value)
+        return self.label + (number["number"] if number else "")
 
-def parse_scores(reply: str) -> Scores:
-    """The scores of the last pair of score lines and the evidence before them (or after, where none stands before), or those in JSON.
 
+@dataclass(frozen=True)
+class _Told:
+    """Where a reply tells of scores in words of its own: JSON objects, places of broken ones, score lines.
+
+    lines: the reply's, with their ends, objects and asides blanked out.
+    """
+
+    objects: list[JsonObject]
+    broken: list[int]
+    lines: list[str]
+    mentions: list[_Mention]
+
+    def __bool__(self) -> bool:
+        return bool(self.objects or self.mentions)
+
+    @property
+    def last_line_at(self) -> int:
+        return sum(map(len, self.lines[: self.mentions[-1].line])) if self.mentions else -1
+
+
+def parse_scores(reply: str, *, shown: Sequence[str] = ()) -> Scores:
+    """The scores that a referee gives, in score lines or in JSON, and the evidence before them (or after, where none stands before).
+
+    shown: the texts that the referee scored and the task of them; scores that stand in these are not its own.
     Raises ResponseFormatError, with a sentence on what was wrong, where there are none to trust.
     """
     _refuse_without_answer(reply)
     found = find_json(reply, ("evidence", *SCORE_KEYS))
-    lines = blank_out(reply, found.objects).splitlines(keepends=True)
-    mentions = _mentions(lines)
-    last_line_at = sum(map(len, lines[: mentions[-1].line])) if mentions else -1
-    if _is_told_in_json(found, last_line_at):
-        return _scores_in_json(found)
-    return _scores_in_lines(reply, lines, mentions)
+    spans, texts = asides(blank_out(reply, [told.span for told in found.objects])), Shown(shown)
+    told = _tell(reply, found, spans, texts) or _tell(reply, found, (), texts)
+    if _is_told_in_json(told, opens=found.opens):
+        scores = _scores_in_json(told.objects)
+    elif not told and _tell(reply, found, (), Shown(())):
+        raise ResponseFormatError("All scores of the referee's reply stand in a text that it was shown: they may be a quotation.")
+    else:
+        scores = _scores_in_lines(reply, told.lines, told.mentions)
+    _refuse_other_scores(scores, told)
+    return scores
+
+
+def _tell(reply: str, found: JsonReply, hidden: Sequence[Span], shown: Shown) -> _Told:
+    """Where a reply tells of scores outside of the spans that are hidden, but for what it was shown."""
+    text = blank_out(reply, hidden)
+    lines = blank_out(text, [told.span for told in found.objects]).splitlines(keepends=True)
+    return _Told(
+        objects=[told for told in found.objects if text[told.start] == "{" and not shown.has(reply[told.start : told.end])],
+        broken=[place for place in found.broken if not text[place].isspace()],
+        lines=lines,
+        mentions=_mentions(lines, shown),
+    )
 
 
 def parse_instruction(reply: str) -> str:
@@ -100,23 +139,36 @@ def _refuse_without_answer(reply: str) -> None:
         raise ResponseFormatError("The referee's reply ends inside its thoughts: it was cut off before the scores.")
 
 
-def _is_told_in_json(found: JsonReply, last_line_at: int) -> bool:
+def _is_told_in_json(told: _Told, *, opens: bool) -> bool:
     """Whether a JSON object, and no score line, is the last word of a reply.
 
     Raises ResponseFormatError where that object cannot be told from what it quotes: it is broken, or something before it is. A reply
     that opens with JSON must be sound as a whole.
     """
-    told = bool(found.objects) and found.objects[-1].start > last_line_at
-    if found.broken and (told or found.opens or max(found.broken) > last_line_at):
+    is_last = bool(told.objects) and told.objects[-1].start > told.last_line_at
+    if told.broken and (is_last or opens or max(told.broken) > told.last_line_at):
         raise ResponseFormatError("The JSON of the referee's reply is cut off or not valid.")
-    return told
+    return is_last
 
 
-def _scores_in_json(found: JsonReply) -> Scores:
-    first, second = ([_as_text(value) for given in found.objects for value in given.values(key)] for key in SCORE_KEYS)
+def _scores_in_json(objects: list[JsonObject]) -> Scores:
+    first, second = (_in_objects(objects, who) for who in (1, 2))
     _refuse_missing({who for who, told in ((1, first), (2, second)) if not told})
-    evidence = next((value for value in found.objects[-1].values("evidence") if isinstance(value, str)), "")
+    evidence = next((value for value in objects[-1].values("evidence") if isinstance(value, str)), "")
     return Scores(_agreed(1, first), _agreed(2, second), storable(evidence).strip())
+
+
+def _in_objects(objects: list[JsonObject], who: int) -> list[str]:
+    return [_as_text(value) for told in objects for value in told.values(SCORE_KEYS[who - 1])]
+
+
+def _refuse_other_scores(scores: Scores, told: _Told) -> None:
+    """No number in the rest of the reply may say otherwise: which of two is the verdict would be a guess."""
+    for who, score in ((1, scores.first), (2, scores.second)):
+        others = _in_objects(told.objects, who) + [mention.value for mention in told.mentions if mention.who == who]
+        for text in filter(_NUMBER.match, others):
+            if (other := _score(who, text)) != score:
+                raise ResponseFormatError(f"The referee's reply gives assistant {who} different scores: {other:g}, {score:g}.")
 
 
 def _as_text(value: Any) -> str:
@@ -146,11 +198,27 @@ def _refuse_stump(lines: list[str]) -> None:
         raise ResponseFormatError(f"The referee's reply ends inside a score line: {last.strip()!r}.")
 
 
-def _mentions(lines: list[str]) -> list[_Mention]:
-    """The score lines in order. Lines that say 'score' are preferred to bare 'Assistant 1: 8' ones."""
+def _mentions(lines: list[str], shown: Shown) -> list[_Mention]:
+    """The score lines in order, but for those of a text that was shown. Lines that say 'score' are preferred to bare 'Assistant 1: 8' ones.
+
+    A pair is in a text that was shown where both of its lines are: one of them alone may be the same by chance.
+    """
     found = [mention for number, line in enumerate(lines) for mention in _in_line(number, _plain(line))]
-    labelled = [mention for mention in found if mention.labelled]
-    return labelled or found
+    own = [mention for pair in _pairs(found, lines) if not all(shown.has(mention.claim) for mention in pair) for mention in pair]
+    labelled = [mention for mention in own if mention.labelled]
+    return labelled or own
+
+
+def _pairs(mentions: list[_Mention], lines: list[str]) -> list[list[_Mention]]:
+    """Score lines of both assistants that adjoin, together; any other by itself. From the end: the last two are the likeliest pair."""
+    pairs: list[list[_Mention]] = []
+    for mention in reversed(mentions):
+        last = pairs[-1] if pairs else []
+        if len(last) == 1 and last[0].who != mention.who and _adjoin(mention.line, last[0].line, lines):
+            last.insert(0, mention)
+        else:
+            pairs.append([mention])
+    return pairs[::-1]
 
 
 def _in_line(number: int, line: str) -> Iterator[_Mention]:
@@ -166,7 +234,7 @@ def _in_line(number: int, line: str) -> Iterator[_Mention]:
         groups = label.groupdict()
         value = line[label.end() : following.start() if following else None]
         if labelled or _is_only_a_number(value):
-            yield _Mention(number, int(groups["after"] or groups.get("before") or 0), value, labelled)
+            yield _Mention(number, int(groups["after"] or groups.get("before") or 0), label[0], value, labelled)
 
 
 def _last_pair(mentions: list[_Mention], lines: list[str]) -> list[_Mention]:
@@ -234,13 +302,5 @@ def _is_only_a_number(text: str) -> bool:
 
 
 def _plain(line: str) -> str:
-    """The head of a line with full-width forms folded and every script's digits as 0-9."""
-    folded = unicodedata.normalize("NFKC", line[:_READ])[:_READ].translate(_FOLDED)
-    if folded.isascii():
-        return folded
-    return "".join(_ascii_digit(character) for character in folded)
-
-
-def _ascii_digit(character: str) -> str:
-    value = unicodedata.digit(character, None)
-    return character if value is None else str(value)
+    """The head of a line, folded."""
+    return fold(line.strip()[:_READ])[:_READ]

@@ -124,15 +124,18 @@ class Candidate(Record):
     completion: str = ""
 
 
-CUT_OFF = frozenset({"length", "content_filter"})
-"""Finish reasons of a reply that is not whole."""
+WHOLE = frozenset({"stop", "end_turn", "eos", "eos_token", "stop_sequence", "complete"})
+"""Finish reasons that mean: the model ended its reply by itself. Each server has its own words for that."""
+
+NO_REASON = "none given"
+"""Stands for the finish reason where a server gives none: the reply may have been cut off, and nobody would know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion(Record):
     """One paid API call, keyed by its canonical request. Only an answer is kept, never a failure.
 
-    A reply that was cut off is kept too, since it was paid, but is never `good`. estimated: the server told no usage, so that the
+    A reply that is not whole is kept too, since it was paid, but is never `good`. estimated: the server told no usage, so that the
     tokens are counted by us. cached_tokens: those of the prompt that the server had seen before. nanodollars: what it cost.
     """
 
@@ -153,8 +156,17 @@ class Completion(Record):
 
     @property
     def good(self) -> bool:
-        """Whether the reply is whole: neither cut off nor withheld by a filter."""
-        return self.finish_reason not in CUT_OFF
+        """Whether the reply is whole. Only what is known to mean so does: a reason that is new to us may be a new way to be cut off."""
+        return self.finish_reason in WHOLE
+
+    @property
+    def defect(self) -> str:
+        """Why the reply is not whole, as a sentence; "" where it is."""
+        if self.good:
+            return ""
+        if self.finish_reason == NO_REASON:
+            return f"The reply may be cut off: the server gives no finish_reason with its {self.completion_tokens} tokens."
+        return f"The reply was cut off at {self.completion_tokens} tokens ({self.finish_reason})."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

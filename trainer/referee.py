@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from trainer.completions import Endpoint
 from trainer.config import RoleConfig
-from trainer.errors import ResponseFormatError
+from trainer.errors import RequestRefused, ResponseFormatError
 from trainer.parsing import Scores, parse_scores
 from trainer.prompts import REFEREE_SCHEMA, referee_messages
 from trainer.records import Instruction, Judgement, Order, Response
 
 
 class EndpointReferee:
-    """Asks again, with another sample number, when the scores cannot be read (not when the reply was cut off: it would be again).
+    """Asks again, with another sample number, when the scores cannot be read; one that was cut off or refused would be again.
 
     Then gives a Judgement with the failure. Asks for JSON where the endpoint can be asked for it.
     """
@@ -30,9 +30,12 @@ class EndpointReferee:
                 completion = await self._endpoint.complete("referee", messages, self._config, sample=sample, schema=schema)
                 evidence, key = completion.text, completion.key
                 if not completion.good:
-                    failure = f"The reply was cut off at {completion.completion_tokens} tokens ({completion.finish_reason})."
+                    failure = completion.defect
                     break
-                scores = parse_scores(completion.text)
+                scores = parse_scores(completion.text, shown=(instruction.prompt, *texts))
+            except RequestRefused as error:
+                failure = str(error)
+                break
             except ResponseFormatError as error:
                 failure = str(error)
                 continue

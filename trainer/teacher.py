@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from trainer.completions import Endpoint
 from trainer.config import RoleConfig
-from trainer.errors import ResponseFormatError
+from trainer.errors import RequestRefused, ResponseFormatError
 from trainer.prompts import teacher_messages
 from trainer.records import Instruction, Response
 
 
 class EndpointTeacher:
-    """Asks again, with another sample number, when a reply is empty; a cut-off one would be cut off again. Then gives a failed Response."""
+    """Asks again, with another sample number, when a reply is empty; one that was cut off or refused would be again.
+
+    Then gives a failed Response.
+    """
 
     def __init__(self, endpoint: Endpoint, config: RoleConfig) -> None:
         self._endpoint = endpoint
@@ -22,11 +25,14 @@ class EndpointTeacher:
         for sample in range(self._config.asks):
             try:
                 completion = await self._endpoint.complete("teacher", messages, self._config, sample=sample)
+            except RequestRefused as error:
+                failure = str(error)
+                break
             except ResponseFormatError as error:
                 failure = str(error)
                 continue
             if not completion.good:
-                failure = f"The reply was cut off at {completion.completion_tokens} tokens ({completion.finish_reason})."
+                failure = completion.defect
                 break
             text = completion.text.strip()
             if text:

@@ -1,83 +1,134 @@
-"""The HTTP transport that asks an AddressGuard before it connects (see `trainer.addresses.guarded_transport`)."""
+"""The HTTP transport of all calls: aiohttp under the OpenAI client, connecting to nothing that an AddressGuard refuses.
+
+httpx2's own transport looks through all of its connections twice a call, which at 64 calls at once takes longer than the call
+itself. aiohttp's takes them from a stack (docs/decisions/0005-http-transport.md).
+"""
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
-import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import httpcore2
+import aiohttp
 import httpx2
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from trainer.addresses import AddressGuard
 from trainer.errors import ConfigError
 
+CHUNK_BYTES = 64 * 1024
+SET_BY_HTTPX = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
-class GuardedTransport(httpx2.AsyncHTTPTransport):
-    """httpx2's own transport over a pool whose connections are guarded.
 
-    Its `__init__` is left out on purpose: it does nothing but make the pool, and makes no guarded one. Should httpx2 ever keep its
-    pool elsewhere, a call fails; it does not go past the guard.
+class Transport(httpx2.AsyncBaseTransport):
+    """Make it inside the event loop that makes the calls. Proxies named in the environment are not used, redirects not followed.
+
+    A call to an address that is not allowed fails as a connection does (httpx2.ConnectError), with the guard's words;
+    `trainer.api_errors.explain` makes a ConfigError of it.
     """
 
-    def __init__(self, guard: AddressGuard, *, limits: httpx2.Limits) -> None:
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=httpx2.create_ssl_context(),
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_GuardedBackend(guard),
+    def __init__(self, guard: AddressGuard | None, *, limits: httpx2.Limits) -> None:
+        """guard: which addresses may be connected to; none is no limit."""
+        door = _Door(guard) if guard else None
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=httpx2.create_ssl_context(),
+                limit=limits.max_connections or 0,
+                keepalive_timeout=limits.keepalive_expiry,
+                resolver=door or aiohttp.ThreadedResolver(),
+                socket_factory=door.socket if door else None,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=SET_BY_HTTPX,
+            auto_decompress=False,  # httpx2 does
         )
 
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        timeout = request.extensions.get("timeout", {})
+        body = await request.aread()
+        with _errors_of_httpx(request):
+            response = await self._session.request(
+                request.method,
+                str(request.url),
+                headers=request.headers.multi_items(),
+                data=body or None,
+                allow_redirects=False,
+                # From the wish for a connection until it is there, the look-up of its name included.
+                timeout=aiohttp.ClientTimeout(total=None, connect=timeout.get("connect"), sock_read=timeout.get("read")),
+            )
+        return httpx2.Response(response.status, headers=response.raw_headers, stream=_Body(response, request), request=request)
 
-class _GuardedBackend(httpcore2.AnyIOBackend):
-    """Resolves a host once, has all of its addresses checked, and connects to one of these. TLS is still checked against the name."""
+    async def aclose(self) -> None:
+        await self._session.close()
+
+
+class _Body(httpx2.AsyncByteStream):
+    """What a server sends after its headers, as it comes."""
+
+    def __init__(self, response: aiohttp.ClientResponse, request: httpx2.Request) -> None:
+        self._response = response
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        with _errors_of_httpx(self._request):
+            async for chunk in self._response.content.iter_chunked(CHUNK_BYTES):
+                yield chunk
+
+    async def aclose(self) -> None:
+        self._response.release()  # a connection whose body was not read to its end is closed
+
+
+class _Door(AbstractResolver):
+    """Where names become addresses and addresses become sockets: whatever way a call comes, it passes here."""
 
     def __init__(self, guard: AddressGuard) -> None:
         self._guard = guard
+        self._resolver = aiohttp.ThreadedResolver()
+        self._passed: set[str] = set()
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Raises ConnectTimeout or ConnectError; one that comes of a ConfigError is the guard's refusal."""
-        ends_at = None if timeout is None else time.monotonic() + timeout
-        addresses = await _resolve(host, port, timeout)
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+        """The addresses of a name, all checked: which one is taken is not for us to say. TLS is still checked against the name."""
+        found = await self._resolver.resolve(host, port, family)
+        addresses = {place["host"] for place in found}
+        self._check(host, addresses)
+        self._passed |= addresses
+        return found
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+    def socket(self, place: tuple[Any, ...]) -> socket.socket:
+        """A socket for an address that a name led to, or that is the host itself: that one is checked only here."""
+        family, kind, protocol, _, (address, *_) = place
+        if address not in self._passed:
+            self._check(address, [str(ipaddress.ip_address(address))])
+        return socket.socket(family, kind, protocol)
+
+    def _check(self, host: str, addresses: set[str] | list[str]) -> None:
         try:
             self._guard.check(host, addresses)
         except ConfigError as error:
-            raise httpcore2.ConnectError(str(error)) from error
-        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
-            try:  # an address that is silent must not use up the time of the others
-                return await super().connect_tcp(address, port, _share(ends_at, left), local_address, socket_options)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                if left == 1:
-                    raise
-        raise AssertionError("a host that resolves has an address")
+            raise OSError(str(error)) from error  # what a connection fails with
 
 
-async def _resolve(host: str, port: int, timeout_s: float | None) -> list[str]:
-    """The addresses of a host, in the order in which the system would try them."""
+@contextmanager
+def _errors_of_httpx(request: httpx2.Request) -> Iterator[None]:
+    """What went wrong as httpx2 has it. Whether anything was sent, and may be paid, hangs on which: ConnectError says that nothing was."""
     try:
-        return [str(ipaddress.ip_address(host))]
-    except ValueError:
-        pass
-    try:
-        async with asyncio.timeout(timeout_s):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except TimeoutError as error:
-        raise httpcore2.ConnectTimeout(f"no address for {host} in time") from error
-    except (OSError, UnicodeError) as error:
-        raise httpcore2.ConnectError(str(error)) from error
-    return list(dict.fromkeys(str(place[0]) for *_, place in found))
-
-
-def _share(ends_at: float | None, parts: int) -> float | None:
-    """The time that one of so many attempts may take, in seconds."""
-    return None if ends_at is None else max(0.0, ends_at - time.monotonic()) / parts
+        yield
+    except aiohttp.ConnectionTimeoutError as error:
+        raise httpx2.ConnectTimeout(str(error), request=request) from error
+    except aiohttp.InvalidURL as error:
+        raise httpx2.ConnectError(str(error), request=request) from ConfigError(f"{error}. Write it in full.")
+    except (aiohttp.ClientConnectorError, aiohttp.ClientSSLError) as error:
+        cause = error.__cause__ or error
+        raise httpx2.ConnectError(str(cause), request=request) from cause
+    except aiohttp.ServerTimeoutError as error:
+        raise httpx2.ReadTimeout(str(error), request=request) from error
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+        raise httpx2.RemoteProtocolError(str(error), request=request) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise httpx2.ReadError(str(error), request=request) from error

@@ -11,7 +11,7 @@ from trainer.calls import Call
 from trainer.config import EndpointConfig, RoleConfig
 from trainer.errors import ResponseFormatError
 from trainer.prices import cost, likely_tokens, most_tokens
-from trainer.records import Completion
+from trainer.records import NO_REASON, Completion
 from trainer.text import storable
 
 Schema = Mapping[str, Any]
@@ -71,9 +71,10 @@ def body_of(request: Mapping[str, Any], config: EndpointConfig) -> dict[str, Any
 
 
 def call_of(key: str, role: str, request: Mapping[str, Any], config: EndpointConfig, *, batch: bool = False) -> Call:
-    """What the call may use and cost, before it is made."""
+    """What the call may use and cost, before it is made. Tools and schemas may be counted as part of the prompt."""
     texts = [message["content"] for message in request["messages"]]
-    most = cost(config, prompt_tokens=most_tokens(texts), completion_tokens=request["max_tokens"], batch=batch)
+    beside = [json.dumps(request[name]) for name in ("extra", "response_format") if name in request]
+    most = cost(config, prompt_tokens=most_tokens(texts + beside), completion_tokens=request["max_tokens"], batch=batch)
     return Call(
         key=key,
         role=role,
@@ -105,7 +106,7 @@ def read_reply(call: Call, reply: Any, config: EndpointConfig, *, latency_s: flo
         role=call.role,
         request=dict(call.request),
         text=text,
-        finish_reason=storable(str(choice.get("finish_reason") or "stop"))[:30],
+        finish_reason=storable(str(choice.get("finish_reason") or NO_REASON)).strip().lower()[:30],
         prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,
         completion_tokens=completion_tokens,

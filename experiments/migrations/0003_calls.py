@@ -315,7 +315,12 @@ class Migration(migrations.Migration):
             WHERE line.run_id = experiments_completion.run_id AND line.endpoint = experiments_completion.endpoint;
             SET CONSTRAINTS ALL IMMEDIATE;
             """,
-            migrations.RunSQL.noop,
+            # Backwards, each completion belongs again to the run that paid for it.
+            """
+            UPDATE experiments_completion SET run_id = line.run_id FROM experiments_ledgerline line
+            WHERE line.id = experiments_completion.line_id;
+            SET CONSTRAINTS ALL IMMEDIATE;
+            """,
         ),
         migrations.RemoveField(
             model_name="completion",

@@ -3,6 +3,7 @@
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
 
 from experiments.models.endpoint import Endpoint
 from experiments.models.run import Iteration, Job, Run
@@ -42,6 +43,8 @@ class LedgerLine(models.Model):
                 condition=Q(run__isnull=False, iteration__isnull=False),
                 name="ledger_line_unique",
             ),
+            # The role of `trainer.endpoint_test`, which no run has.
+            models.UniqueConstraint(fields=["endpoint"], condition=Q(run__isnull=True, role="test"), name="ledger_line_of_tests_unique"),
         ]
         indexes = [models.Index(fields=["endpoint"])]
 
@@ -50,14 +53,17 @@ class LedgerLine(models.Model):
 
 
 class Budget(models.Model):
-    """The most that a run, or all runs on an endpoint, may spend. An empty cap is none."""
+    """The most that a run, or all runs on an endpoint, may spend. An empty cap is none.
+
+    A budget that is lifted stays as a row without caps: when that was decides, as with any other change, who may go on.
+    """
 
     run = models.OneToOneField(Run, null=True, on_delete=models.CASCADE, related_name="budget")
     endpoint = models.OneToOneField(Endpoint, null=True, on_delete=models.CASCADE, related_name="budget")
     most_calls = models.PositiveBigIntegerField(null=True, blank=True)
     most_nanodollars = models.PositiveBigIntegerField(null=True, blank=True)
     set_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
-    set_at = models.DateTimeField(auto_now=True)
+    set_at = models.DateTimeField(db_default=Now(), help_text="by the clock of the database, as the times of jobs are")
 
     class Meta:
         ordering = ("id",)

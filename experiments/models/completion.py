@@ -2,7 +2,7 @@ from django.db import models
 from django.db.models import Q
 
 from experiments.models.calls import LedgerLine
-from trainer.records import CUT_OFF
+from trainer.records import WHOLE
 
 
 class Completion(models.Model):
@@ -34,7 +34,10 @@ class Completion(models.Model):
 
     class Meta:
         constraints = [models.CheckConstraint(condition=Q(key__regex="^[0-9a-f]{64}$"), name="completion_key_is_sha256")]
-        indexes = [models.Index(fields=["line", "key"])]
+        indexes = [
+            models.Index(fields=["line", "created_at", "key"], name="completion_newest"),
+            models.Index(fields=["line"], condition=Q(estimated=True), name="completion_estimated"),
+        ]
 
     def __str__(self) -> str:
         return self.key[:12]
@@ -42,4 +45,4 @@ class Completion(models.Model):
     @property
     def good(self) -> bool:
         """Whether the reply is whole (see `trainer.records.Completion`)."""
-        return self.finish_reason not in CUT_OFF
+        return self.finish_reason in WHOLE

@@ -32,6 +32,7 @@ class Endpoint(models.Model):
     extra = models.TextField("extra parameters", blank=True)
     batch_api = models.BooleanField("offers the Batch API", default=False)
     created_at = models.DateTimeField(auto_now_add=True)
+    archived_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="no longer offered to new runs; those on it go on")
 
     class Meta:
         ordering = ("name",)

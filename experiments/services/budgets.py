@@ -1,23 +1,18 @@
-"""Budgets: what a run, or all runs on an endpoint, may spend; raising one lets go on what had stopped at it."""
+"""Budgets: what a run, or all runs on an endpoint, have spent, and whether there is room for more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from django.db import transaction
-from django.db.models import Count, Sum
+from django.db.models import Count, Q, QuerySet, Sum
 
 from experiments.models import Budget, Endpoint, Job, LedgerLine, PendingCall, Run
-from experiments.querysets_calls import over_budget_jobs
-from experiments.services import jobs
+from experiments.services.purses import purses, purses_of
+from trainer.budget import Purse
 from trainer.config import endpoint_of
 from trainer.errors import ConfigError
 from trainer.forecast import ROLE_OF
 from trainer.plan import Step
-
-if TYPE_CHECKING:
-    from django.contrib.auth.models import User
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,47 +49,47 @@ def spent(of: Run | Endpoint) -> Spent:
     return Spent(**{name: int(sums[name]) for name in SUMMED}, reserved=held["calls"], reserved_nanodollars=int(held["nanodollars"]))
 
 
-def has_room(budget: Budget | None, spent: Spent) -> bool:
-    """Whether more may be spent; without a budget, always."""
-    if budget is None:
-        return True
-    calls, nanodollars = budget.most_calls, budget.most_nanodollars
-    return (calls is None or spent.counted_calls < calls) and (nanodollars is None or spent.counted_nanodollars < nanodollars)
+def is_spent(budget: Budget) -> bool:
+    """Whether a cap of the budget is reached."""
+    return any(not _has_room(purse) for purse in purses(Budget.objects.filter(pk=budget.pk)))
 
 
-def set_budget(
-    *, run: Run | None = None, endpoint: Endpoint | None = None, most_calls: int | None, most_nanodollars: int | None, by: User
-) -> int:
-    """Set the budget of a run or of an endpoint; None is no cap. What stopped at it, and has room now, is queued again.
+def has_new_room(job: Job) -> bool:
+    """Whether a budget that the job's calls count in was set after the job began, and all of them have room now.
 
-    Gives how many runs go on.
+    Room alone would not do: a budget with too little left for the next call would stop one job after another. Locks the budgets for
+    the transaction.
     """
-    with transaction.atomic():
-        owner = Budget.objects.filter(run=run, endpoint=endpoint)
-        if most_calls is None and most_nanodollars is None:
-            owner.delete()
-        else:
-            caps = {"most_calls": most_calls, "most_nanodollars": most_nanodollars, "set_by": by}
-            Budget.objects.update_or_create(run=run, endpoint=endpoint, defaults=caps)
-        waiting = over_budget_jobs()
-        return _go_on([job for job in (waiting.filter(stage__iteration__run=run) if run else waiting) if _may_go_on(job, endpoint)])
+    endpoint, run_id = _endpoint_of(job), job.stage.iteration.run_id
+    if not endpoint or job.started_at is None:
+        return False
+    found = purses_of(endpoint, run_id=run_id)
+    return all(map(_has_room, found)) and _budgets_of(endpoint, run_id).filter(set_at__gt=job.started_at).exists()
 
 
-def _may_go_on(job: Job, endpoint: Endpoint | None) -> bool:
-    """Whether every budget that the job's calls count in has room; with `endpoint`, only of jobs that call it."""
-    run = job.stage.iteration.run
+def budgets_in_the_way(job: Job) -> list[Budget]:
+    """The budgets a job stopped at: those that are spent, else the one with the least money left, since a call costs the same in each."""
+    budgets = _budgets_of(_endpoint_of(job), job.stage.iteration.run_id).select_related("run", "endpoint").order_by("pk")
+    found = [(budget, purse) for budget in budgets for purse in purses(Budget.objects.filter(pk=budget.pk))]
+    reached = [budget for budget, purse in found if not _has_room(purse)]
+    left = {budget: purse.most_nanodollars - purse.spent_nanodollars for budget, purse in found if purse.most_nanodollars is not None}
+    return reached or sorted(left, key=left.__getitem__)[:1]
+
+
+def _endpoint_of(job: Job) -> str:
+    """The name of the endpoint that a job calls; "" for none, and for a config of another version, which no worker could read either."""
+    role = ROLE_OF.get(Step(job.step))
     try:
-        name = endpoint_of(run.run_config(), ROLE_OF[Step(job.step)])
-    except ConfigError:  # a config of another version, which no worker could read either
-        return False
-    if endpoint is not None and name != endpoint.name:
-        return False
-    budgets = Budget.objects.filter(run=run) | Budget.objects.filter(endpoint__name=name)
-    return all(has_room(budget, spent(budget.run or budget.endpoint or run)) for budget in budgets.select_related("run", "endpoint"))
+        return endpoint_of(job.stage.iteration.run.run_config(), role) if role else ""
+    except ConfigError:
+        return ""
 
 
-def _go_on(stopped: list[Job]) -> int:
-    runs = {job.stage.iteration.run_id for job in stopped}
-    for run_id in sorted(runs):
-        jobs.advance(run_id, retry=True)
-    return len(runs)
+def _budgets_of(endpoint: str, run_id: int) -> QuerySet[Budget]:
+    return Budget.objects.filter(Q(run=run_id) | Q(endpoint__name=endpoint))
+
+
+def _has_room(purse: Purse) -> bool:
+    """Whether something is left to spend. What calls on their way hold does not count: it may come back."""
+    calls, nanodollars = purse.most_calls, purse.most_nanodollars
+    return (calls is None or purse.spent_calls < calls) and (nanodollars is None or purse.spent_nanodollars < nanodollars)

@@ -6,12 +6,14 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from django.db import InterfaceError, OperationalError, close_old_connections, connection
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -33,3 +35,13 @@ def durably(work: Callable[[], T], *, for_s: float = 60.0) -> T:
             connection.close()
             time.sleep(wait * random.uniform(0.8, 1.2))
             wait = min(wait * 2, 2.0)
+
+
+def durable(work: Callable[P, T]) -> Callable[P, T]:
+    """The same work, done durably."""
+
+    @wraps(work)
+    def doing(*args: P.args, **kwargs: P.kwargs) -> T:
+        return durably(lambda: work(*args, **kwargs))
+
+    return doing

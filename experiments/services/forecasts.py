@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from django.db.models import Avg, Func, IntegerField
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 
 from experiments.models import Completion, Job, LedgerLine, Run, SeedInstruction, SeedPool
-from experiments.querysets_calls import Timing, accepted_candidates, calls_by_role, timings
-from experiments.services.calls import live_endpoints
+from experiments.querysets import items_done
+from experiments.querysets_calls import Timing, accepted_candidates, calls_by_role, paces_of, timings
+from experiments.services.endpoints import live_endpoints
 from experiments.states import JobState
-from trainer.config import RunConfig, endpoint_of
+from trainer.config import EndpointConfig, RunConfig, endpoint_of
 from trainer.demo.pool import demo_seed_pool
-from trainer.forecast import LEAST_SEEN, ROLE_OF, Forecast, Known, Place, Seeds, Seen, forecast
+from trainer.forecast import LEAST_SEEN, ROLE_OF, STEP_OF, Forecast, Known, Place, Seeds, Seen, forecast
+from trainer.pacing import Pace
 from trainer.plan import Step
 from trainer.prices import likely_tokens
 from trainer.prompts import teacher_messages
@@ -38,6 +42,7 @@ def forecast_launch(config: RunConfig, pool: SeedPool | None) -> Forecast:
         seen=_seen(config),
         accepted=accepted_candidates(endpoint_of(config, "generator")),
         stored={FIRST: stored / max(len(seeds), 1)},
+        paces=_paces(config.endpoints),
         notes=[_stored_sentence(stored, len(seeds), size)],
     )
     return forecast(config, Seeds(size=size, tokens=tokens), known)
@@ -77,13 +82,18 @@ def forecast_rest(run: Run, config: RunConfig, *, jobs: Sequence[Job], rows: Seq
     config = replace(config, endpoints=live_endpoints(config))
     made = {row.number: row.made for row in rows}
     asked, kept = sum(row.candidates_asked for row in rows), sum(row.accepted for row in rows)
+    over = frozenset(_place(job) for job in jobs if job.state == JobState.FINISHED)
+    progress, seen = _progress(jobs), _seen(config, run)
     known = Known(
-        seen=_seen(config, run),
+        seen=seen,
         accepted=(asked, kept) if asked >= LEAST_SEEN else accepted_candidates(endpoint_of(config, "generator")),
         stored=_answered_from_store(lines),
-        left=_left(jobs),
-        over=frozenset(_place(job) for job in jobs if job.state == JobState.FINISHED),
+        same=_same(rows, lines, over, asks=seen["referee"].asks if "referee" in seen else 1.0),
+        left={place: left for place, (left, _) in progress.items()},
+        per_s={place: per_s for place, (_, per_s) in progress.items() if per_s},
+        over=over,
         made=made,
+        paces=_paces(config.endpoints),
     )
     return forecast(config, Seeds(size=made.get(0, 0), tokens=_mean_tokens(run)), known)
 
@@ -92,12 +102,22 @@ def _place(job: Job) -> Place:
     return job.stage.iteration.number, Step(job.step)
 
 
-def _left(jobs: Iterable[Job]) -> dict[Place, int]:
-    """Items a step still has to do, by the last of its jobs that told."""
-    return {_place(job): max(0, job.items_total - job.items_done) for job in jobs if job.items_total}
+def _progress(jobs: Iterable[Job]) -> dict[Place, tuple[int, float]]:
+    """Of each step that has begun and is not over: items still to do, and items a second while it runs, else 0.
 
-
-STEP_OF = {role: step for step, role in ROLE_OF.items()}
+    Both as the page says them of the step: by the last of its jobs that told, and by what its rows tell already.
+    """
+    latest = {_place(job): job for job in jobs if job.items_total and Step(job.step) in ROLE_OF}
+    now = timezone.now()
+    progress = {}
+    for place, job in latest.items():
+        if job.state == JobState.FINISHED:
+            continue
+        done = min(job.items_total, max(job.items_done, items_done(job.step, job.stage.iteration)))
+        went_s = (now - job.started_at).total_seconds() if job.state == JobState.RUNNING and job.started_at else 0.0
+        per_s = max(0, done - job.items_before) / went_s if went_s else 0.0
+        progress[place] = job.items_total - done, per_s
+    return progress
 
 
 def _answered_from_store(lines: Iterable[LedgerLine]) -> dict[Place, float]:
@@ -106,6 +126,22 @@ def _answered_from_store(lines: Iterable[LedgerLine]) -> dict[Place, float]:
         (line.iteration.number, STEP_OF[line.role]): line.saved / (line.saved + line.calls)
         for line in lines
         if line.iteration and line.role in STEP_OF and line.saved + line.calls >= LEAST_SEEN
+    }
+
+
+def _same(rows: Iterable[Any], lines: Iterable[LedgerLine], over: Set[Place], *, asks: float) -> dict[int, float]:
+    """By iteration whose judgements are over: the share of what was judged that took one call instead of two.
+
+    By how much was asked for; asks: how often for each judgement, with those that could not be read.
+    """
+    asked: dict[int, int] = defaultdict(int)
+    for line in lines:
+        if line.iteration and line.role == "referee":
+            asked[line.iteration.number] += line.calls + line.saved
+    return {
+        row.number: min(1.0, max(0.0, 2 - asked[row.number] / asks / row.judged))
+        for row in rows
+        if row.judged >= LEAST_SEEN and asked[row.number] and (row.number, Step.JUDGEMENTS) in over
     }
 
 
@@ -118,6 +154,10 @@ def _mean_tokens(run: Run) -> float:
 
 
 # What calls were like
+
+
+def _paces(endpoints: Mapping[str, EndpointConfig]) -> dict[str, Pace]:
+    return {name: Pace.from_dict(row.state) for name, row in paces_of(endpoints)}
 
 
 def _seen(config: RunConfig, run: Run | None = None) -> dict[str, Seen]:

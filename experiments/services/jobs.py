@@ -13,14 +13,17 @@ from typing import Any
 from celery import current_app
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from experiments.models import Iteration, Job, Run, Stage
+from experiments.models import Budget, Iteration, Job, PendingCall, Run, Stage
 from experiments.querysets import latest_jobs, move
-from experiments.services.calls import give_up_calls_of
+from experiments.querysets_calls import over_budget_jobs
+from experiments.services.budgets import has_new_room
+from experiments.services.calls import give_up, give_up_calls_of
+from experiments.services.endpoints import take_up_corrections
 from experiments.states import LIVE, MOST_CRASHES, JobState, Queue
 from lionweb.broker import BROKER_ERRORS, delete_delivered_messages
 from trainer.plan import GPU_STEPS, Planned, Step, plan
@@ -39,7 +42,7 @@ def advance(run_id: int, *, retry: bool = False) -> None:
     A step whose last job failed or was stopped waits for a person (`retry`); one whose job crashed is tried again.
     """
     with transaction.atomic():
-        run = Run.objects.select_for_update().get(pk=run_id)
+        run = _locked(run_id)
         if run.stop_requested_at is not None:
             return
         last = {
@@ -106,10 +109,10 @@ class Beat:
     stop: bool
 
 
-def heartbeat(job: Job, *, items_done: int) -> Beat:
-    """Renew the lease of a running job and write down how far it is."""
+def heartbeat(job: Job, *, items_done: int, note: str = "") -> Beat:
+    """Renew the lease of a running job, and write down how far it is and what it waits for."""
     held = Job.objects.filter(pk=job.pk, state=JobState.RUNNING, worker=job.worker)
-    if not held.update(lease_expires_at=_lease_end(), items_done=items_done):
+    if not held.update(lease_expires_at=_lease_end(), items_done=items_done, note=storable(note)):
         return Beat(held=False, stop=True)
     return Beat(held=True, stop=Run.objects.filter(pk=_run_id(job), stop_requested_at__isnull=False).exists())
 
@@ -123,7 +126,7 @@ def end(job: Job, state: str, *, reason: str = "", note: str = "", items_done: i
     """End a job this worker holds, and queue what comes next. False where it was no longer ours.
 
     A job that stopped although nobody asks its run to stop (its worker shuts down, or the run was resumed meanwhile) is followed
-    by a new one at once; one that stopped at a budget waits until that is raised.
+    by a new one at once; one that stopped at a budget waits until that is raised, unless it was raised meanwhile.
     """
     only_if = Q(worker=job.worker)
     return _end(job, state, only_if=only_if, reason=reason, note=note, items_done=items_done, over_budget=over_budget)
@@ -143,14 +146,14 @@ def _end(
     if items_done is not None:
         values["items_done"] = items_done
     with transaction.atomic():
-        run = Run.objects.select_for_update().get(pk=_run_id(job))
+        run = _locked(_run_id(job))
         if not move(job.pk, state, only_if=only_if, **values):
             return False
         give_up_calls_of(job)
         if state in (JobState.FINISHED, JobState.CRASHED):
             advance(run.pk)
-        elif state == JobState.STOPPED and run.stop_requested_at is None and not over_budget:
-            _queue(run, Planned(job.stage.iteration.number, StageName(job.stage.name), Step(job.step)))
+        elif state == JobState.STOPPED and run.stop_requested_at is None and (not over_budget or has_new_room(job)):
+            _queue_again(run, job)
     logger.info("job %s %s %s", job.pk, state, reason)
     return True
 
@@ -170,14 +173,37 @@ def stop_run(run: Run) -> None:
 
 
 def resume_run(run: Run) -> None:
-    """Go on with a run that was stopped or failed; what is done stays done."""
+    """Go on with a run that was stopped or failed; what is done stays done.
+
+    An endpoint that was corrected before it gave the run any answer is taken up as it is now.
+    """
     with transaction.atomic():
+        take_up_corrections(_locked(run.pk))
         Run.objects.filter(pk=run.pk).update(stop_requested_at=None)
         advance(run.pk, retry=True)
 
 
+def go_on_from_budgets() -> int:
+    """Queue again what stopped at a budget that was set since, and has room now. Gives how many runs go on."""
+    of_job = Q(run=OuterRef("stage__iteration__run")) | Q(endpoint__isnull=False)
+    set_since = Budget.objects.filter(of_job, set_at__gt=OuterRef("started_at"))
+    return len({_run_id(job) for job in over_budget_jobs().filter(Exists(set_since)) if _go_on(job)})
+
+
+@transaction.atomic
+def _go_on(job: Job) -> bool:
+    run = _locked(_run_id(job))
+    if not over_budget_jobs().filter(pk=job.pk).exists() or not has_new_room(job):
+        return False
+    _queue_again(run, job)
+    return True
+
+
 def sweep() -> dict[str, int]:
-    """End jobs whose lease is over, so that they are tried again; announce queued ones again that nobody took; tidy the broker."""
+    """End jobs whose lease is over, so that they are tried again; announce queued ones again that nobody took; tidy the broker.
+
+    Also queue again what a raised budget left behind, and give up calls that nobody is making any more.
+    """
     lost = 0
     lease_is_over = Q(lease_expires_at__lt=Now())
     for job in Job.objects.filter(lease_is_over, state=JobState.RUNNING).select_related("stage__iteration"):
@@ -187,7 +213,34 @@ def sweep() -> dict[str, int]:
     unannounced = list(waiting)
     for job in unannounced:
         announce(job)
-    return {"lost": lost, "announced": len(unannounced), "messages": delete_delivered_messages()}
+    return {
+        "lost": lost,
+        "announced": len(unannounced),
+        "gone_on": go_on_from_budgets(),
+        "given_up": _give_up_lost_calls(),
+        "messages": delete_delivered_messages(),
+    }
+
+
+@transaction.atomic
+def _give_up_lost_calls() -> int:
+    """End calls of no job and no batch whose lease is over: whoever made them died."""
+    of_nobody = PendingCall.objects.filter(job=None, batch=None, expires_at__lt=Now())
+    lost = list(of_nobody.order_by("pk").select_for_update(skip_locked=True))
+    give_up(lost)
+    return len(lost)
+
+
+def _queue_again(run: Run, job: Job) -> None:
+    _queue(run, Planned(job.stage.iteration.number, StageName(job.stage.name), Step(job.step)))
+
+
+def _locked(run_id: int) -> Run:
+    """The run, locked for the transaction against other changes of its jobs; rows that refer to it may still be made.
+
+    Whoever locks more takes the run first, then the job, its pending calls, ledger lines, and budgets last.
+    """
+    return Run.objects.select_for_update(no_key=True).get(pk=run_id)
 
 
 def _jobs(run: Run) -> QuerySet[Job]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
-from django.db.models import Count, Max, QuerySet
+from django.db.models import Count, Exists, Max, OuterRef, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from experiments import querysets
-from experiments.board import StepView, step_of
-from experiments.models import Experiment, Iteration, Job, Metric, Run
+from experiments.board import StepView, others_running, step_of
+from experiments.ledger import unwell_endpoints
+from experiments.models import Experiment, Iteration, Job, Metric, Run, Verdict
 from experiments.views.paging import page_of
+from trainer.config import EndpointConfig, endpoint_of
+from trainer.errors import ConfigError
+from trainer.forecast import ROLE_OF
 from trainer.plan import Step
 from trainer.records import Label
 
@@ -25,16 +28,19 @@ MOST_SHOWN = 10
 
 @dataclass(frozen=True)
 class RunningNow:
+    """A live job. unwell: what is wrong with the endpoint it calls, or ""."""
+
     job: Job
     step: StepView
     iterations: int
+    unwell: str
 
 
 @require_GET
 def home(request: HttpRequest) -> HttpResponse:
     context = {
         **_now(),
-        "failures": querysets.unresolved_jobs()[:MOST_SHOWN],
+        "waiting": querysets.jobs_for_somebody()[:MOST_SHOWN],
         "quarantined": _quarantined(),
         "experiments": page_of(request, _experiments()),
     }
@@ -50,7 +56,10 @@ def home_live(request: HttpRequest) -> HttpResponse:
 def _now() -> dict[str, object]:
     jobs = list(querysets.live_jobs()[: MOST_SHOWN * 2])
     tuned = _last_metrics(jobs)
-    running = [RunningNow(job, step_of(job, tuned=tuned.get(job.pk)), _iterations(job)) for job in jobs]
+    others, unwell = others_running(jobs), _unwell(jobs)
+    running = [
+        RunningNow(job, step_of(job, tuned=tuned.get(job.pk), others=others), _iterations(job), unwell.get(str(job.pk), "")) for job in jobs
+    ]
     return {"running": running}
 
 
@@ -65,12 +74,33 @@ def _last_metrics(jobs: Sequence[Job]) -> dict[int, Metric]:
     return {metric.job_id: metric for metric in rows} if tunings else {}
 
 
-def _quarantined() -> list[tuple[Run, list[Any]]]:
-    """Recent runs with the iterations that quarantined something, newest first."""
+def _unwell(jobs: Sequence[Job]) -> dict[str, str]:
+    """job id -> what is wrong with the endpoint that the job calls."""
+    called = {str(job.pk): endpoint for job in jobs if (endpoint := _endpoint(job))}
+    return dict(unwell_endpoints(called))
+
+
+def _endpoint(job: Job) -> EndpointConfig | None:
+    role = ROLE_OF.get(Step(job.step))
+    if role is None:
+        return None
+    try:
+        config = job.stage.iteration.run.run_config()
+    except ConfigError:  # of another version: its worker will say so
+        return None
+    return config.endpoints.get(endpoint_of(config, role))
+
+
+def _quarantined() -> list[Iteration]:
+    """The last judged iterations of recent runs, where they quarantined something, newest first.
+
+    An iteration judges all that the ones before it judged, and so asks again for what they had quarantined.
+    """
     recent = Run.objects.order_by("-id").values("pk")[:RECENT_RUNS]
-    rows = Iteration.objects.filter(run__in=recent, verdicts__label=Label.QUARANTINED).select_related("run")
-    counted = rows.annotate(n=Count("verdicts")).order_by("-run", "number")
-    return [(run, list(iterations)) for run, iterations in groupby(counted, key=lambda iteration: iteration.run)][:MOST_SHOWN]
+    judged = Iteration.objects.filter(Exists(Verdict.objects.filter(iteration=OuterRef("pk"))), run__in=recent)
+    last = judged.order_by("run_id", "-number").distinct("run_id").values("pk")
+    rows = Iteration.objects.filter(pk__in=last, verdicts__label=Label.QUARANTINED).select_related("run")
+    return list(rows.annotate(n=Count("verdicts")).order_by("-run")[:MOST_SHOWN])
 
 
 def _experiments() -> QuerySet[Any]:

@@ -4,7 +4,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
-from experiments.models import Job
+from experiments import querysets
 from experiments.states import JobState, Queue
 from experiments.views.paging import page_of
 
@@ -12,7 +12,7 @@ from experiments.views.paging import page_of
 @require_GET
 def jobs(request: HttpRequest) -> HttpResponse:
     state, queue = request.GET.get("state", ""), request.GET.get("queue", "")
-    rows = Job.objects.select_related("stage__iteration__run").order_by("-id")
+    rows = querysets.jobs_with_done().select_related("stage__iteration__run").order_by("-id")
     if state in JobState.values:
         rows = rows.filter(state=state)
     if queue in Queue.values:

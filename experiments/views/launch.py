@@ -7,7 +7,7 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods
 
 from experiments.budget_form import Caps
 from experiments.forms import DEMO_POOL, MODELS, LaunchForm, presets
@@ -17,6 +17,7 @@ from experiments.roles import requires
 from experiments.services.forecasts import forecast_launch
 from experiments.services.pools import get_demo_pool
 from experiments.services.runs import launch
+from experiments.views.methods import post_from
 from experiments.views.people import signed_in
 from trainer.config import RunConfig, load_preset
 from trainer.errors import ConfigError
@@ -39,8 +40,8 @@ def run_new(request: HttpRequest) -> HttpResponse:
     return render(request, "run_new.html", context, status=422 if form.errors else 200)
 
 
+@post_from("run_new")
 @requires("member")
-@require_POST
 def run_forecast(request: HttpRequest) -> HttpResponse:
     """The forecast of the run in the form: the part of the page that shows it, or without htmx the page as it was filled in."""
     try:

@@ -7,17 +7,19 @@ from typing import Any
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
-from experiments import charts, querysets
+from experiments import charts, querysets, querysets_calls
 from experiments.board import STAGE_ORDER, Board, read_board
 from experiments.budget_form import BudgetForm, in_dollars, whole_cents
 from experiments.config_table import config_rows
 from experiments.ledger import Costs, read_costs
-from experiments.models import BenchmarkAnswer, BenchmarkScore, Iteration, Run
+from experiments.models import BenchmarkAnswer, BenchmarkScore, Budget, Iteration, Run
 from experiments.roles import requires
 from experiments.services import jobs
+from experiments.services.budgets import budgets_in_the_way
 from experiments.states import RunState
+from experiments.views.methods import post_from
 from experiments.views.paging import page_of
 
 
@@ -53,8 +55,15 @@ def _board_context(board: Board) -> dict[str, Any]:
             charts.loss_chart(board.metrics),
         ],
         "can_stop": board.run.state in (RunState.QUEUED, RunState.RUNNING),
-        "can_resume": board.run.state in (RunState.FAILED, RunState.STOPPED) or bool(board.failures),
+        "can_resume": _can_resume(board, costs),
     }
+
+
+def _can_resume(board: Board, costs: Costs) -> bool:
+    """A failure can be tried again; what stopped at a budget that is still in the way would only stop at it again."""
+    if any(stop.budgets for stop in costs.stopped):
+        return bool(board.failures)
+    return board.waiting or bool(board.failures)
 
 
 def _budget_form(costs: Costs) -> BudgetForm:
@@ -68,20 +77,33 @@ def _budget_form(costs: Costs) -> BudgetForm:
     return form
 
 
+@post_from("run")
 @requires("member")
-@require_POST
 def run_stop(request: HttpRequest, run_id: int) -> HttpResponse:
     jobs.stop_run(get_object_or_404(Run, pk=run_id))
     messages.info(request, "Stopping: what is done is kept, and the run can be resumed.")
     return redirect("run", run_id)
 
 
+@post_from("run")
 @requires("member")
-@require_POST
 def run_resume(request: HttpRequest, run_id: int) -> HttpResponse:
-    jobs.resume_run(get_object_or_404(Run, pk=run_id))
+    """Go on with a run, unless all that it waits for is a larger budget."""
+    found = get_run(run_id)
+    in_the_way = _budgets_in_the_way(found)
+    if in_the_way and found.state != RunState.FAILED:
+        owners = " and ".join(f"run {budget.run}" if budget.run else f"endpoint {budget.endpoint}" for budget in in_the_way)
+        messages.warning(request, f"The budget of {owners} has no room for the next call: the run goes on once that is raised.")
+        return redirect("run", run_id)
+    jobs.resume_run(found)
     messages.success(request, "The run goes on where it was.")
     return redirect("run", run_id)
+
+
+def _budgets_in_the_way(run: Run) -> list[Budget]:
+    """The budgets that the run's steps stopped at and that are as full as they were then."""
+    stopped = querysets_calls.over_budget_jobs().filter(stage__iteration__run=run)
+    return list(dict.fromkeys(budget for job in stopped for budget in budgets_in_the_way(job)))
 
 
 @require_GET

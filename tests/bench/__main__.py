@@ -13,7 +13,10 @@ import sys
 
 from tests.bench.report import say
 
-SUBJECTS = ("similarity", "calls", "calls_limited", "respond", "imitate", "evaluate", "pages_runs", "pages_instructions", "start", "demo")
+SUBJECTS = (
+    *("similarity", "calls", "calls_limited", "calls_outage", "respond", "imitate", "evaluate"),
+    *("pages_runs", "pages_instructions", "start", "demo"),
+)
 
 
 def main() -> int:

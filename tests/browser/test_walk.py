@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from django.db import close_old_connections
+from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from experiments.models import Job, Run
@@ -37,10 +39,10 @@ def test_the_demo_is_launched_from_home_and_its_run_page_opens(page_of):
     page.locator("#section-student summary").click()
     page.get_by_label("LoRA rank").fill("0")
     page.get_by_role("button", name="Launch").click()
-    expect(page.get_by_text("0 is too small: the least is 1.")).to_be_visible()  # its section is open
+    expect(page.get_by_text("0 is too small: the least is 1.", exact=True)).to_be_visible()  # its section is open
     assert too_wide(page) <= 0
     page.get_by_label("LoRA rank").fill("16")
-    expect(page.get_by_text("'fifty' is not a whole number.")).to_be_visible()
+    expect(page.get_by_text("'fifty' is not a whole number.", exact=True)).to_be_visible()
     expect(page.get_by_label("Iterations", exact=True)).to_have_value("fifty")
     page.get_by_label("Iterations", exact=True).fill("1")
     page.get_by_label("Name of the run").fill("my-first-run")
@@ -65,15 +67,63 @@ def test_the_run_page_follows_the_rows_without_a_reload_and_survives_one(page_of
     expect(now).to_contain_text("900 of 1,500 judged")
 
 
-def test_the_page_stops_asking_when_the_run_is_final(page_of, live_run):
+def test_the_page_of_a_failed_run_follows_when_it_is_resumed_on_another_page(page_of, live_run):
     page = page_of("member")
+    page.clock.install()
     page.goto(f"/runs/{live_run.pk}/")
     job = Job.objects.get(state="running")
     Job.objects.filter(pk=job.pk).update(state="failed", reason="The endpoint did not answer.", ended_at=job.started_at)
+    page.clock.run_for(2_000)
     expect(page.locator("#run-state")).to_have_text("failed")
     expect(page.locator("#stage-1-discrimination")).to_contain_text("The endpoint did not answer.")
     expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    make.make_job(live_run.iterations.get(number=1), Stage.DISCRIMINATION, Step.JUDGEMENTS, state="queued", worker="")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.clock.run_for(6_000)
+    assert not asked
+    page.clock.run_for(2_000)  # the fifth time
+    expect(page.locator("#run-state")).to_have_text("running")
+
+
+def test_the_page_stops_asking_when_the_run_is_finished(page_of, person):
+    run = make.make_finished_run(person("member"))
+    job = Job.objects.order_by("-id").first()
+    assert job
+    Job.objects.filter(pk=job.pk).update(state="running", lease_expires_at=timezone.now() + timedelta(minutes=1))
+    page = page_of("member")
+    page.goto(f"/runs/{run.pk}/")
+    expect(page.locator("#run-state")).to_have_text("running")
+    Job.objects.filter(pk=job.pk).update(state="finished")
+    expect(page.locator("#run-state")).to_have_text("finished")
     expect(page.locator("[data-live]")).to_have_count(0)
+
+
+def test_a_queued_run_on_home_opens_and_so_do_the_jobs_before_it(page_of, person, live_run):
+    other = make.make_run(person("member"), name="first-in-the-queue")
+    make.make_job(other.iterations.get(number=0), Stage.IMITATION, Step.TEACHER_RESPONSES, state="queued", worker="")
+    page = page_of("viewer")
+    page.goto("/")
+    card = page.locator(".running", has_text="first-in-the-queue")
+    card.get_by_role("link", name="1 other job").click()
+    expect(page.get_by_role("heading", name="Jobs")).to_be_visible()
+    expect(page.locator("[data-total]")).to_have_attribute("data-total", "1")
+    page.go_back()
+    card.click(position={"x": 5, "y": 5})  # anywhere on the card
+    expect(page.get_by_role("heading", name="first-in-the-queue")).to_be_visible()
+
+
+def test_a_complaint_below_one_box_of_the_budget_moves_neither_box_nor_button(page_of, person):
+    run = make.make_run(person("admin"))
+    page = page_of("admin")
+    page.goto(f"/runs/{run.pk}/ledger")
+    page.get_by_label("Most calls").fill("abc")
+    page.get_by_role("button", name="Set the budget").click()
+    expect(page.get_by_text("Give a whole number of calls")).to_be_visible()
+    parts = [page.locator(part).bounding_box() for part in ("#id_most_dollars", "#id_most_calls", ".budget-form .button")]
+    tops = [box["y"] for box in parts if box]
+    assert len(tops) == 3
+    assert max(tops) - min(tops) < 2
 
 
 SELECT = "getSelection().selectAllChildren(document.querySelector('.now-words'))"

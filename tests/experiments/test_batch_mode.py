@@ -5,31 +5,37 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import httpx2 as httpx
 import openai
 import pytest
 from django.contrib.auth.models import User
-from django.db.models import Sum
+from django.core.management import call_command
+from django.db.models import F, Sum
+from django.db.models.functions import Now
 
-from experiments.models import Batch, Budget, Completion, Job, LedgerLine, PendingCall
-from experiments.services import jobs
+from experiments.models import Batch, Budget, Completion, Endpoint, Job, LedgerLine, PendingCall
+from experiments.services import batch_polls, jobs
 from experiments.services.calls import PostgresCalls
 from experiments.states import JobState
 from tests import make
-from trainer import prompts, records
+from tests.asking import CLIENT
+from tests.stack import wait_until
+from trainer import batch_api, prompts, records
+from trainer.batch_api import line_of
 from trainer.batch_mode import BatchDesk
 from trainer.calls import Call
 from trainer.config import EndpointConfig, RoleConfig
 from trainer.demo.chat import MODEL
 from trainer.demo.knobs import Knobs
 from trainer.demo.process import OfflineTeacher
-from trainer.errors import BudgetSpent, ConfigError, ResponseFormatError
+from trainer.errors import BudgetSpent, ConfigError, ResponseFormatError, TeacherUnavailable
 from trainer.plan import Stage, Step
 from trainer.prices import cost
 from trainer.wire import call_of, completion_key, request_of
@@ -81,13 +87,48 @@ class Tampering(httpx.AsyncBaseTransport):
         return httpx.Response(200, text="\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
 
 
+class Meddling(httpx.AsyncBaseTransport):
+    """The network, and a hand that answers, or holds up, the requests it picks out; None lets one through."""
+
+    def __init__(self, meddle: Callable[[httpx.Request], Awaitable[httpx.Response | None]]) -> None:
+        self._network = httpx.AsyncHTTPTransport()
+        self._meddle = meddle
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._meddle(request) or await self._network.handle_async_request(request)
+
+
+def answers(status: int, *, to: Callable[[httpx.Request], bool], times: int = 1) -> Meddling:
+    """Another server between, that gives this status to so many of the requests."""
+    left = iter(range(times))
+
+    async def meddle(request: httpx.Request) -> httpx.Response | None:
+        if not to(request) or next(left, None) is None:
+            return None
+        return httpx.Response(status, json={"error": {"message": "The gateway says no."}}, request=request)
+
+    return Meddling(meddle)
+
+
+def asks_after_a_batch(request: httpx.Request) -> bool:
+    return request.method == "GET" and "/batches/" in request.url.path
+
+
+def fetches_answers(request: httpx.Request) -> bool:
+    return request.url.path.endswith("/content")
+
+
+def sends_requests(request: httpx.Request) -> bool:
+    return request.method == "POST" and request.url.path.endswith("/files")
+
+
 class Scene:
     """An offline teacher, and a run whose one endpoint it is."""
 
     def __init__(self, teacher: OfflineTeacher, owner: User, **endpoint: Any) -> None:
         self.teacher = teacher
-        told = {"base_url": teacher.base_url, "timeout_s": 1.0, "retries": 5, **endpoint}
-        self.config = EndpointConfig(model=MODEL, key_env="", price_input=1.0, price_output=2.0, send_seed=True, batch_api=True, **told)
+        told = {"base_url": teacher.base_url, "timeout_s": 1.0, "retries": 5, "key_env": "", **endpoint}
+        self.config = EndpointConfig(model=MODEL, price_input=1.0, price_output=2.0, send_seed=True, batch_api=True, **told)
         base = make.make_config()
         roles = {name: replace(getattr(base, name), endpoint="fake") for name in ("teacher", "referee", "generator")}
         self.run = make.make_run(owner, config=replace(base, endpoints={"fake": self.config}, **roles))
@@ -300,9 +341,9 @@ def test_a_batch_that_another_process_takes_for_lost_is_not_sent(setting: Settin
 def test_two_workers_that_want_the_same_calls_pay_once(setting: Setting) -> None:
     scene = setting()
     wanted = scene.wanted()
+    one, other = WatchedCalls(scene.job), WatchedCalls(scene.another_job())
 
     async def work() -> list[Ends]:
-        one, other = WatchedCalls(scene.job), WatchedCalls(scene.another_job())
         async with scene.desk(one) as first, scene.desk(other) as second, asyncio.timeout(LONGEST_S):
             asked = [asyncio.gather(*map(desk.answer, wanted), return_exceptions=True) for desk in (first, second)]
             return await asyncio.gather(*asked)
@@ -340,15 +381,208 @@ def test_the_budget_holds(setting: Setting) -> None:
     assert scene.charged() == LedgerLine.objects.get().calls == Completion.objects.count() == 10
 
 
-def test_a_provider_that_refuses_every_batch_is_quoted_after_the_retries(setting: Setting) -> None:
-    scene = setting(Knobs(batch_s=0.1, batch_refused=True), retries=1)
-    ends = scene.ask(scene.wanted(3))
-    assert all(isinstance(end, ResponseFormatError) for end in ends)
-    assert "No answer after 2 batches" in str(ends[0])
+def test_a_provider_that_refuses_every_batch_stops_the_stage_in_the_end_and_is_quoted(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.1, batch_refused=True), retries=0)
+    told: list[str] = []
+    ends = scene.ask(scene.wanted(3), patience_s=1.0, on_pause=told.append)
+    assert all(isinstance(end, TeacherUnavailable) for end in ends)  # which quarantines nothing
     assert "refuses each batch on purpose" in str(ends[0])
-    assert [batch.state for batch in Batch.objects.all()] == ["failed", "failed"]
+    assert "refuses each batch on purpose" in told[0]
+    sizes = [batch.calls for batch in Batch.objects.order_by("created_at")]
+    assert sizes[:2] == [3, 1]
+    assert len(sizes) <= 5  # the waits grow
+    assert set(Batch.objects.values_list("state", flat=True)) == {"failed"}
     assert "refuses each batch on purpose" in Batch.objects.all()[0].error
     assert not PendingCall.objects.exists()
+
+
+def test_more_tokens_than_the_provider_queues_go_in_smaller_batches_and_are_all_answered(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.3, batch_tokens=200), retries=0)
+    wanted = scene.wanted(12)
+    told: list[str] = []
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, on_pause=told.append), wanted)
+    failed = Batch.objects.filter(state="failed")
+    assert "Enqueued token limit reached" in failed.order_by("created_at")[0].error
+    assert max(Batch.objects.filter(state="completed").values_list("calls", flat=True)) < 12
+    assert "calls wait for its Batch API. Enqueued token limit reached" in told[0]
+    assert told[-1] == ""
+
+
+def test_calls_are_split_by_the_bytes_of_their_file(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted(7)
+    room = 3 * len(line_of(wanted[0], scene.config)) + 10
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, most_bytes=room), wanted)
+    assert sorted(Batch.objects.values_list("calls", flat=True)) == [1, 3, 3]
+
+
+def test_a_call_that_is_larger_than_a_file_may_be_goes_alone(setting: Setting) -> None:
+    scene = setting()
+    with each_paid_once(scene, scene.wanted(2)):
+        assert all_answered(scene.ask(scene.wanted(2), most_bytes=1), scene.wanted(2))
+    assert list(Batch.objects.values_list("calls", flat=True)) == [1, 1]
+
+
+def test_a_batch_that_cannot_be_asked_after_once_is_asked_after_again(setting: Setting) -> None:
+    scene = setting(retries=0)
+    wanted = scene.wanted(5)
+    told: list[str] = []
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, network=answers(400, to=asks_after_a_batch), on_pause=told.append), wanted)
+    assert Batch.objects.count() == 1
+    assert "The gateway says no" in told[0]
+    assert told[-1] == ""
+
+
+def test_a_batch_that_can_never_be_read_stops_those_who_wait_for_it_and_no_others(setting: Setting) -> None:
+    scene = setting()
+    lost, *others = scene.wanted(5)
+    unreadable: list[str] = []
+
+    async def meddle(request: httpx.Request) -> httpx.Response | None:
+        if not asks_after_a_batch(request):
+            return None
+        unreadable[:] = unreadable or [request.url.path]
+        return httpx.Response(400, json={"error": {"message": "Not this one."}}) if request.url.path in unreadable else None
+
+    ends = scene.ask([lost, *others], network=Meddling(meddle), largest=1, patience_s=1.5)
+    stopped = [end for end in ends if isinstance(end, TeacherUnavailable)]
+    assert len(stopped) == 1
+    assert "Not this one." in str(stopped[0])
+    assert len(set(Completion.objects.values_list("key", flat=True))) == 4
+    assert PendingCall.objects.get().batch == Batch.objects.get(ended_at=None)  # it may still be answered, and is not paid again
+
+
+def test_answers_that_the_provider_has_deleted_count_as_unanswered_and_are_asked_for_again(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted(5)
+    assert all_answered(scene.ask(wanted, network=answers(404, to=fetches_answers)), wanted)
+    line = LedgerLine.objects.get()
+    assert (line.calls, line.unanswered) == (5, 5)
+    assert line.unanswered_nanodollars == sum(call.most_nanodollars for call in wanted)
+    again, gone = Batch.objects.all()
+    assert (again.state, gone.state) == ("completed", "failed")
+    assert "has deleted file" in gone.error
+
+
+def test_a_batch_that_seems_unknown_is_looked_for_before_it_is_given_up(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted(5)
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, network=answers(404, to=asks_after_a_batch)), wanted)
+    assert Batch.objects.count() == 1
+
+
+def test_a_file_that_does_not_get_through_in_its_time_is_made_smaller(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted(8)
+
+    async def stall_large_files(request: httpx.Request) -> httpx.Response | None:
+        if sends_requests(request) and (await request.aread()).count(b"custom_id") > 4:
+            await asyncio.Event().wait()
+        return None
+
+    told: list[str] = []
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, network=Meddling(stall_large_files), on_pause=told.append), wanted)
+    assert list(Batch.objects.values_list("calls", flat=True)) == [4, 4, 8]
+    assert "did not take a file of 0.0 MB within 1 s" in told[0]
+    assert told[-1] == ""
+
+
+def test_a_large_file_has_time_and_nobody_takes_its_batch_for_lost_meanwhile(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_api, "SLOWEST", 100)
+    scene = setting()
+    wanted = scene.wanted(8)
+    other = PostgresCalls(scene.run.run_config(), job=scene.another_job())
+
+    def lost_s_is_over_and_it_is_not_lost() -> bool:
+        batch = Batch.objects.annotate(age=Now() - F("created_at")).get()
+        assert not other.poll_batch(batch.pk, every_s=2 * scene.config.timeout_s)
+        return batch.age > timedelta(seconds=2.5 * scene.config.timeout_s)  # type: ignore[no-any-return]
+
+    async def hold_up(request: httpx.Request) -> httpx.Response | None:
+        if sends_requests(request):
+            await asyncio.to_thread(wait_until, lost_s_is_over_and_it_is_not_lost, timeout_s=LONGEST_S, what="time to pass")
+        return None
+
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, network=Meddling(hold_up)), wanted)
+    assert Batch.objects.count() == 1
+
+
+def stopped_while(scene: Scene, wanted: Sequence[Call], under_way: Callable[[httpx.Request], bool]) -> Ends:
+    """What comes of calls whose job is stopped while a file is held up."""
+    seen = asyncio.Event()
+
+    async def hold_up(request: httpx.Request) -> httpx.Response | None:
+        if under_way(request):
+            seen.set()
+            await asyncio.Event().wait()
+        return None
+
+    async def work() -> Ends:
+        async with asyncio.timeout(LONGEST_S), scene.desk(WatchedCalls(scene.job), network=Meddling(hold_up)) as desk:
+            waiting = [asyncio.create_task(desk.answer(call)) for call in wanted]
+            await seen.wait()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    return asyncio.run(work())
+
+
+def test_a_stop_does_not_wait_for_a_file_of_requests_and_gives_its_calls_back(setting: Setting) -> None:
+    scene = setting(timeout_s=600.0)
+    ends = stopped_while(scene, scene.wanted(3), sends_requests)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+    assert Batch.objects.get().error == "The job stopped before this batch was sent."
+    assert not PendingCall.objects.exists()
+    assert LedgerLine.objects.get().unanswered == 0
+
+
+def test_a_stop_does_not_wait_for_a_file_of_answers_and_the_next_job_fetches_it(setting: Setting) -> None:
+    scene = setting(timeout_s=600.0)
+    wanted = scene.wanted(3)
+    with each_paid_once(scene, wanted):
+        ends = stopped_while(scene, wanted, fetches_answers)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+        assert Batch.objects.get().ended_at is None
+        assert all_answered(scene.ask(wanted), wanted)
+    assert Batch.objects.count() == 1
+
+
+def test_an_endpoint_that_refuses_all_lines_quarantines_none_of_them(setting: Setting) -> None:
+    scene = setting()
+
+    async def refuse_all(request: httpx.Request) -> httpx.Response | None:
+        if not fetches_answers(request):
+            return None
+        response = {"status_code": 400, "body": {"error": {"message": "max_tokens is not supported."}}}
+        return httpx.Response(200, text="\n".join(json.dumps({"custom_id": call.key, "response": response}) for call in scene.wanted()))
+
+    ends = scene.ask(scene.wanted(), network=Meddling(refuse_all), patience_s=1.0)
+    assert all(isinstance(end, TeacherUnavailable) for end in ends)
+    assert "max_tokens is not supported" in str(ends[0])
+    assert not PendingCall.objects.exists()
+
+
+def test_lines_that_fail_more_often_than_the_retries_are_given_up_alone(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.3, batch_failed=0.5), retries=0)
+    ends = scene.ask(scene.wanted())
+    failed = [end for end in ends if isinstance(end, ResponseFormatError)]
+    assert 0 < len(failed) < MANY
+    assert "No answer after 1 batches. The last one: HTTP 500 in a batch" in str(failed[0])
+    assert Completion.objects.count() == scene.charged() == MANY - len(failed)
+    assert not PendingCall.objects.exists()
+
+
+def test_an_expiry_speaks_against_no_call(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.3, batch_expires=0.5), retries=0)
+    wanted = scene.wanted(8)
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted), wanted)
+    assert LedgerLine.objects.get().failed == 0
 
 
 def test_a_server_without_a_batch_api_is_a_setting_to_change(setting: Setting) -> None:
@@ -358,3 +592,92 @@ def test_a_server_without_a_batch_api_is_a_setting_to_change(setting: Setting) -
     assert all(isinstance(end, ConfigError) for end in ends)
     assert Batch.objects.get().state == "failed"
     assert not PendingCall.objects.exists()
+
+
+# Batches that no job asks after -----------------------------------------------------------------------------------------------------
+
+
+def nobody_asked_for_a_while() -> None:
+    Batch.objects.update(polled_at=Now() - timedelta(seconds=batch_polls.UNHEARD_S + 1))
+
+
+def abandoned(setting: Setting, *, key_env: str = "") -> tuple[Scene, list[Call]]:
+    """A scene whose job ended after it had submitted a batch, that is answered by now."""
+    scene = setting(Knobs(batch_s=0.3), key_env=key_env)
+    wanted = scene.wanted(5)
+    scene.submit_and_die(wanted)
+    wait_until(lambda: _is_completed(scene), timeout_s=LONGEST_S, what="the batch")
+    nobody_asked_for_a_while()
+    return scene, wanted
+
+
+def _is_completed(scene: Scene) -> bool:
+    return bool(CLIENT.get(f"{scene.teacher.base_url}/batches").json()["data"][0]["status"] == "completed")
+
+
+def test_the_sweep_fetches_a_batch_that_no_job_asks_after(setting: Setting) -> None:
+    scene, wanted = abandoned(setting)
+    with each_paid_once(scene, wanted):
+        assert batch_polls.fetch_due() == 1
+    assert LedgerLine.objects.get().stage == "imitation"  # counted where it was asked for
+    assert batch_polls.fetch_due() == 0
+
+
+def test_the_sweep_fetches_again_and_again_until_it_is_told_to_stop(setting: Setting) -> None:
+    scene, wanted = abandoned(setting)
+    stop = threading.Event()
+    sweep = threading.Thread(target=batch_polls.fetch_until, args=(stop,), daemon=True)
+    with each_paid_once(scene, wanted):
+        sweep.start()
+        wait_until(lambda: Batch.objects.filter(state="completed").exists(), timeout_s=LONGEST_S, what="the sweep")
+        stop.set()
+        sweep.join(LONGEST_S)
+    assert not sweep.is_alive()
+
+
+def test_the_sweep_leaves_a_batch_to_the_job_that_asks_after_it(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.1))
+    scene.submit_and_die(scene.wanted(2))
+    wait_until(lambda: _is_completed(scene), timeout_s=LONGEST_S, what="the batch")
+    assert batch_polls.fetch_due() == 0
+    assert Batch.objects.get().ended_at is None
+
+
+def test_the_sweep_fetches_what_a_run_that_was_deleted_has_paid(setting: Setting) -> None:
+    scene, wanted = abandoned(setting)
+    Endpoint.objects.create(name="fake", base_url=scene.config.base_url, model=MODEL, price_input=1.0, price_output=2.0)
+    scene.run.delete()
+    call_command("sweep", "--once")
+    assert set(Completion.objects.values_list("key", flat=True)) == {call.key for call in wanted}
+
+
+def test_the_sweep_asks_the_server_that_has_the_batch_though_the_run_goes_on_with_another(setting: Setting) -> None:
+    scene, wanted = abandoned(setting)
+    corrected = replace(scene.config, base_url="http://127.0.0.1:9/v1")
+    scene.run.config = replace(scene.run.run_config(), endpoints={"fake": corrected}).as_dict()
+    scene.run.save()
+    with each_paid_once(scene, wanted):
+        assert batch_polls.fetch_due() == 1
+
+
+def test_a_key_that_the_sweep_lacks_is_told_once_and_the_batch_left(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    abandoned(setting, key_env="KEY_OF_THE_WORKERS")
+    monkeypatch.delenv("KEY_OF_THE_WORKERS", raising=False)
+    asked_at = Batch.objects.get().polled_at
+    assert (batch_polls.fetch_due(), batch_polls.fetch_due()) == (0, 0)
+    assert [record.message for record in caplog.records if "KEY_OF_THE_WORKERS" in record.message] == [
+        "Batches of endpoint fake wait for the next job: KEY_OF_THE_WORKERS is not set where the sweep runs."
+    ]
+    assert Batch.objects.get().polled_at == asked_at  # a process that has the key may ask at any time
+    monkeypatch.setenv("KEY_OF_THE_WORKERS", "sk-1")
+    assert batch_polls.fetch_due() == 1
+
+
+def test_the_sweep_calls_no_address_that_a_job_may_not(setting: Setting, settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+    abandoned(setting)
+    settings.LIONWEB_PRIVATE_HOSTS = ["none"]
+    assert batch_polls.fetch_due() == 0
+    assert "LIONWEB_PRIVATE_HOSTS" in caplog.text
+    assert Batch.objects.get().ended_at is None

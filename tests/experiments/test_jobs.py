@@ -1,13 +1,14 @@
 """Jobs: one claim wins, leases expire, and whatever a worker does the next step is queued once."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Q
 from django.utils import timezone
 
@@ -250,3 +251,22 @@ def test_the_database_refuses_a_verdict_without_a_number_and_a_number_in_quarant
     instruction = Instruction.objects.filter(run=run)[0]
     with pytest.raises(IntegrityError), transaction.atomic():
         Verdict.objects.create(instruction=instruction, iteration=instruction.iteration, **values)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_run_whose_jobs_change_still_lets_others_write_rows_that_refer_to_it(run: Run) -> None:
+    """A worker's turn makes ledger lines of the run while another process ends one of its jobs: neither may wait for the other."""
+
+    def make_line_elsewhere() -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '2s'")
+            make.make_line(run)
+        finally:
+            connection.close()
+
+    job = claimed(run)
+    with ThreadPoolExecutor(1) as pool, transaction.atomic():
+        assert jobs.end(job, JobState.STOPPED)
+        pool.submit(make_line_elsewhere).result()
+    assert run.ledger.count() == 1

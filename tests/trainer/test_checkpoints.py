@@ -10,6 +10,7 @@ import pytest
 
 from trainer import checkpoints
 from trainer.checkpoints import MANIFEST, Manifest, find_checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint, writing_whole
+from trainer.config import config_from_dict
 from trainer.errors import ConfigError, NoSpace
 
 WEIGHTS = b"weights"
@@ -41,6 +42,24 @@ def test_a_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
     assert set(written.files) == {"model.safetensors"}
     assert {"torch", "transformers", "peft"} <= set(written.versions)
     assert verify_checkpoint(tmp_path / "iteration-1") == []
+
+
+@pytest.mark.parametrize(
+    ("structured", "versions"),
+    [
+        ({"teacher": "text", "judges": "text"}, ("1", "1", "1")),
+        ({"teacher": "json_schema", "judges": "text"}, ("1", "1", "1-json")),
+        ({"teacher": "text", "judges": "json_object"}, ("1", "1-json", "1")),
+        ({"teacher": "json_schema", "judges": "json_object"}, ("1", "1-json", "1-json")),
+    ],
+)
+def test_a_checkpoint_says_which_prompts_each_role_was_told(
+    tmp_path: Path, structured: dict[str, str], versions: tuple[str, str, str]
+) -> None:
+    endpoints = {name: {"structured": form} for name, form in structured.items()}
+    config = config_from_dict({"endpoints": endpoints, "referee": {"endpoint": "judges"}})
+    written = write_checkpoint(tmp_path / "c", make_manifest(config=config.as_dict()), save_weights, weight_bytes=1)
+    assert tuple(written.versions[name] for name in ("prompts", "referee_prompts", "generator_prompts")) == versions
 
 
 def test_the_manifest_is_plain_json_with_the_config(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from trainer.calls import Calls
-from trainer.completions import FAILURES_IN_A_ROW, Endpoint
+from trainer.completions import ODD_REPLIES, REFUSED_ITEMS, Endpoint
 from trainer.config import EndpointConfig, GeneratorConfig, RoleConfig
 from trainer.errors import BudgetSpent, ConfigError, ResponseFormatError, TeacherUnavailable
 from trainer.folder_calls import FolderCalls
 from trainer.generator import EndpointGenerator
+from trainer.prompts import REFEREE_SCHEMA
 from trainer.records import Completion, Instruction, Order, Response
 from trainer.referee import EndpointReferee
 from trainer.teacher import EndpointTeacher
@@ -216,7 +217,7 @@ def test_nothing_is_kept_of_a_failure(server: FakeServer, store: FolderCalls) ->
 
 
 def test_an_outage_quarantines_nothing_and_ends_by_itself(server: FakeServer, store: FolderCalls) -> None:
-    server.answer = lambda number, request: refused(503, "busy") if number < 16 else said("fine")
+    server.answer = lambda number, request: refused(503, "busy") if number < 11 else said("fine")
     pauses: list[str] = []
 
     async def work(endpoint: Endpoint) -> list[Completion]:
@@ -284,15 +285,15 @@ def test_the_offline_teacher_may_move_without_being_asked_anew(server: FakeServe
 @pytest.mark.parametrize(
     ("reply", "error", "words"),
     [
-        (refused(401, "bad key"), ConfigError, "refused the key"),
-        (refused(403, "not yours"), ConfigError, "refused the key"),
+        (refused(401, "bad key"), ConfigError, "wants a key: bad key"),
+        (refused(403, "not yours"), ConfigError, "wants a key: not yours"),
         (refused(404, "no such model"), ConfigError, "does not know the model 'fake'"),
         (refused(400, "context length"), ResponseFormatError, "context length"),
         ((400, {"Content-Type": "application/json"}, '{"detail": "pinned to a model"}'), ResponseFormatError, "pinned to a model"),
         ((302, {"Location": "http://127.0.0.1:1/"}, ""), ConfigError, "redirects elsewhere"),
         ((200, {"Content-Type": "text/html"}, "<html>hello</html>"), ConfigError, "ends in /v1"),
-        ((200, {"Content-Type": "application/json"}, "{}"), ConfigError, "not a chat completion"),
-        ((200, {"Content-Type": "application/json"}, "{not json"), ConfigError, "ends in /v1"),
+        ((200, {"Content-Type": "application/json"}, "{}"), ResponseFormatError, "not a chat completion"),
+        ((200, {"Content-Type": "application/json"}, "{not json"), ResponseFormatError, "not a chat completion"),
     ],
 )
 def test_what_goes_wrong_is_sorted_by_who_can_act(
@@ -324,17 +325,89 @@ def test_a_missing_key_names_the_variable_and_a_set_one_is_sent(server: FakeServ
     assert server.headers_seen[0]["authorization"] == "Bearer s3cret"
 
 
-def test_an_endpoint_that_fails_every_call_stops_the_stage_instead_of_burning_the_pool(server: FakeServer, store: FolderCalls) -> None:
+@pytest.mark.parametrize("key", ["s3cret\n", " s3cret", "s\u00e9cret"])
+def test_a_value_that_no_header_can_carry_is_told_without_saying_it(server: FakeServer, store: FolderCalls, key: str) -> None:
+    with pytest.raises(ConfigError, match="The value of MY_KEY cannot be a key") as told:
+        Endpoint("fake", config_of(server, key_env="MY_KEY"), store, environ={"MY_KEY": key})
+    assert key.strip() not in str(told.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500])
+def test_a_server_that_says_the_key_back_does_not_bring_it_into_the_words(server: FakeServer, store: FolderCalls, status: int) -> None:
+    server.answer = lambda number, request: refused(status, "x" * 490 + " I do not take s3cret-s3cret")
+    config = config_of(server, key_env="MY_KEY")
+    with pytest.raises((ConfigError, ResponseFormatError)) as told:
+        with_endpoint(config, store, lambda e: e.complete("teacher", MESSAGES, ROLE), environ={"MY_KEY": "s3cret-s3cret"})
+    assert "s3cret" not in str(told.value)
+    assert ("refused the key in MY_KEY" in str(told.value)) is (status == 401)
+
+
+def test_a_first_reply_that_was_garbled_is_asked_for_again_and_may_have_been_paid(server: FakeServer, store: FolderCalls) -> None:
+    server.answer = lambda number, request: (200, {}, '{"choi') if number == 1 else said("hello")
+    assert ask(server, store, retries=1).text == "hello"
+    assert store.unanswered == {"teacher": 1}
+
+
+def test_a_server_that_sends_nothing_but_other_json_is_the_wrong_one(server: FakeServer, store: FolderCalls) -> None:
+    server.answer = lambda number, request: (200, {}, '{"models": []}')
+
+    async def work(endpoint: Endpoint) -> list[Any]:
+        asked = (endpoint.complete("teacher", MESSAGES, ROLE, sample=n) for n in range(ODD_REPLIES))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    *stray, last = sorted(map(type, with_endpoint(config_of(server), store, work)), key=lambda kind: kind is ConfigError)
+    assert (set(stray), last) == ({ResponseFormatError}, ConfigError)
+
+
+def test_what_is_refused_once_is_not_asked_with_another_sample(server: FakeServer, store: FolderCalls) -> None:
+    server.answer = lambda number, request: refused(400, "content filter")
+    response = with_endpoint(config_of(server), store, lambda e: EndpointTeacher(e, ROLE).respond(INSTRUCTION))
+    assert "content filter" in response.failure
+    assert len(server.calls) == 1
+
+
+def responses_to(numbers: range) -> Callable[[Endpoint], Any]:
+    async def work(endpoint: Endpoint) -> list[Response]:
+        teacher = EndpointTeacher(endpoint, ROLE)
+        return [await teacher.respond(Instruction(key=str(n), text=str(n))) for n in numbers]
+
+    return work
+
+
+def test_an_endpoint_that_refuses_every_item_stops_the_stage_instead_of_burning_the_pool(server: FakeServer, store: FolderCalls) -> None:
     server.answer = lambda number, request: refused(400, "no such parameter")
+    with_endpoint(config_of(server), store, responses_to(range(REFUSED_ITEMS - 1)))
+    with pytest.raises(TeacherUnavailable, match="refused 20 requests and answered none"):
+        with_endpoint(config_of(server), store, responses_to(range(REFUSED_ITEMS)))
+
+
+def test_an_endpoint_that_answered_before_may_refuse_as_many_items_as_it_likes(server: FakeServer, store: FolderCalls) -> None:
+    ask(server, store)
+    server.answer = lambda number, request: refused(400, "content filter")
+    responses = with_endpoint(config_of(server), store, responses_to(range(3 * REFUSED_ITEMS)))
+    assert all("content filter" in response.failure for response in responses)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_structured_output_is_asked_without_whatever_its_words_are(
+    server: FakeServer, store: FolderCalls, status: int
+) -> None:
+    server.answer = lambda number, request: refused(status, "extra fields") if "response_format" in request else said("hello")
 
     async def work(endpoint: Endpoint) -> None:
-        teacher = EndpointTeacher(endpoint, replace(ROLE, asks=1))
-        for n in range(FAILURES_IN_A_ROW - 1):
-            assert (await teacher.respond(Instruction(key=str(n), text=str(n)))).failure
-        await teacher.respond(Instruction(key="last", text="last"))
+        for sample in range(2):
+            await endpoint.complete("referee", MESSAGES, ROLE, sample=sample, schema=REFEREE_SCHEMA)
 
-    with pytest.raises(TeacherUnavailable, match="failed 20 calls in a row"):
-        with_endpoint(config_of(server), store, work)
+    with_endpoint(config_of(server, structured="json_schema"), store, work)
+    assert ["response_format" in request for request in server.calls] == [True, False, False]
+
+
+def test_a_refusal_that_is_not_about_structured_output_is_told_as_it_was(server: FakeServer, store: FolderCalls) -> None:
+    server.answer = lambda number, request: refused(400, "content filter")
+    with pytest.raises(ResponseFormatError, match="content filter"):
+        with_endpoint(
+            config_of(server, structured="json_schema"), store, lambda e: e.complete("referee", MESSAGES, ROLE, schema=REFEREE_SCHEMA)
+        )
 
 
 # Roles

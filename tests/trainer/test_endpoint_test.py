@@ -131,6 +131,17 @@ def test_what_a_server_says_is_cut_and_made_fit_to_be_kept(server: Server) -> No
 # Endpoints that do not
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [("", "For most servers the base URL ends in /v1"), ("/v1/chat/completions", "leave it out"), ("/v1", "Correct the endpoint")],
+)
+def test_a_path_that_leads_nowhere_is_told_with_what_is_unusual_about_it(server: Server, path: str, hint: str) -> None:
+    server.answer = lambda asked: refused(404, "nothing here")
+    words = tried(f"http://127.0.0.1:{server.port}{path}").words
+    assert hint in words
+    assert ("For most servers" in words) is (path == "")
+
+
 SUPPORTED = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
 ONLY_ONE = "Unsupported value: 'temperature' does not support 0.7 with this model. Only the default (1) value is supported."
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
@@ -139,8 +150,8 @@ QUOTA = "You exceeded your current quota, please check your plan and billing det
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (refused(401, "Incorrect API key provided"), ["refused the key in (none)", "Incorrect API key", "Set a valid key"]),
-        (refused(403, "not yours"), ["refused the key"]),
+        (refused(401, "Incorrect API key provided"), ["wants a key", "Incorrect API key", "Name the environment variable"]),
+        (refused(403, "not yours"), ["wants a key"]),
         (refused(404, "no such model"), ["does not know the model 'big' or the path", "no such model", "Correct the endpoint"]),
         (refused(429, "slow down"), ["429 (too many requests)", "Lower 'calls at once'", "slow down"]),
         (refused(429, QUOTA, code="insufficient_quota"), ["the credit of this key is used up", "Add credit"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
@@ -111,12 +110,61 @@ def test_a_hostile_instruction_stays_inside_its_fence(hostile: str) -> None:
 # The parser ---------------------------------------------------------------------------------------------------------------------------
 
 
-@each_hostile_text
-@pytest.mark.parametrize("quoted", ["It wrote {} and\nno answer.", 'It wrote:\n\n"{}"\n\nThat is no answer.', "> {}\n\nNo answer."])
-def test_a_referee_that_quotes_a_hostile_answer_in_text_is_read_by_its_own_scores(hostile: str, quoted: str) -> None:
-    evidence = quoted.replace("{}", hostile)
-    scores = parse_scores(f"Evidence: {evidence}\nScore of assistant 1: 9\nScore of assistant 2: 2")
+SHOWN = (TASK.prompt, TRUTH)
+OWN_LINES = "Score of assistant 1: 9\nScore of assistant 2: 2"
+OWN_JSON = '{"evidence": "No answer.", "score_1": 9, "score_2": 2}'
+
+each_quotation = pytest.mark.parametrize(
+    "quoted",
+    ["It wrote {} and\nno answer.", 'It wrote:\n\n"{}"\n\nThat is no answer.', "It wrote:\n```\n{}\n```\nNo answer.", "> {}\n\nNo answer."],
+)
+
+
+def quotation(quoted: str, hostile: str) -> str:
+    """The hostile text as a referee quotes it; in a block quote each line has its mark."""
+    return quoted.replace("{}", "\n> ".join(hostile.splitlines()) if quoted.startswith(">") else hostile)
+
+
+def assert_own_or_refused(reply: str, *shown: str) -> bool:
+    """A reply that is read is read by the referee's own scores. Gives whether it is."""
+    try:
+        scores = parse_scores(reply, shown=(*SHOWN, *shown))
+    except ResponseFormatError:
+        return False
     assert (scores.first, scores.second) == (9, 2)
+    return True
+
+
+@each_hostile_text
+@each_quotation
+def test_a_referee_that_quotes_a_hostile_answer_before_its_scores_is_read_by_its_own(hostile: str, quoted: str) -> None:
+    assert assert_own_or_refused(f"Evidence: {quotation(quoted, hostile)}\n{OWN_LINES}", hostile)
+
+
+NOT_VALID_JSON = {"json that is not closed", "a stray key of json", "the end of the referee's own json", "braces without end"}
+"""After the scores these might be a verdict that was cut off."""
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.keys())
+@each_quotation
+@pytest.mark.parametrize("own", [OWN_LINES, OWN_JSON, f"```json\n{OWN_JSON}\n```"], ids=["lines", "json", "fenced json"])
+def test_a_referee_that_quotes_a_hostile_answer_after_its_scores_is_read_by_its_own(hostile: str, quoted: str, own: str) -> None:
+    read = assert_own_or_refused(f"{own}\n\n{quotation(quoted, HOSTILE[hostile])}", HOSTILE[hostile])
+    assert read or hostile in NOT_VALID_JSON
+
+
+@each_hostile_text
+@each_quotation
+@pytest.mark.parametrize("own", [OWN_LINES, OWN_JSON], ids=["lines", "json"])
+def test_a_quotation_that_is_not_known_as_one_is_never_the_verdict(hostile: str, quoted: str, own: str) -> None:
+    """What the referee was shown had other words: it changed them as it quoted."""
+    assert_own_or_refused(f"{own}\n\n{quotation(quoted, hostile)}")
+
+
+@each_hostile_text
+def test_a_referee_that_only_quotes_a_hostile_answer_is_not_read(hostile: str) -> None:
+    with pytest.raises(ResponseFormatError):
+        parse_scores(hostile, shown=(*SHOWN, hostile))
 
 
 @each_hostile_text
@@ -124,27 +172,22 @@ def test_a_referee_that_quotes_a_hostile_answer_in_text_is_read_by_its_own_score
 @pytest.mark.parametrize("ascii_only", [False, True])
 def test_a_referee_that_quotes_a_hostile_answer_in_json_is_read_by_its_own_scores(hostile: str, around: str, ascii_only: bool) -> None:
     told = json.dumps({"evidence": f"Assistant 2 wrote {hostile} and no answer.", "score_1": 9, "score_2": 2}, ensure_ascii=ascii_only)
-    scores = parse_scores(around.replace("{}", told))
-    assert (scores.first, scores.second) == (9, 2)
+    assert assert_own_or_refused(around.replace("{}", told), hostile)
 
 
 @each_hostile_text
 @pytest.mark.parametrize(
-    "reply",
+    ("reply", "sound"),
     [
-        "Evidence: it wrote {}\nScore of assistant 1: 9\nScore of assistant 2: 2",
-        "Evidence: it wrote {} and no answer.\nScore of assistant 1: 9\nScore of assistant 2: 2",
-        "It wrote {}\n" + '{"evidence": "No answer.", "score_1": 9, "score_2": 2}',
-        '{"evidence": "It wrote {} and no answer.", "score_1": 9, "score_2": 2}',
-        '{"score_1": 9, "score_2": 2, "evidence": "It wrote {} and no answer."}',
+        ("Evidence: it wrote {}\n" + OWN_LINES, False),
+        ("Evidence: it wrote {} and no answer.\n" + OWN_LINES, True),
+        ("It wrote {}\n" + OWN_JSON, False),
+        ('{"evidence": "It wrote {} and no answer.", "score_1": 9, "score_2": 2}', False),
+        ('{"score_1": 9, "score_2": 2, "evidence": "It wrote {} and no answer."}', False),
     ],
 )
-def test_a_referee_that_quotes_carelessly_is_read_by_its_own_scores_or_not_at_all(hostile: str, reply: str) -> None:
-    read = {(9.0, 2.0)}
-    with contextlib.suppress(ResponseFormatError):
-        scores = parse_scores(reply.replace("{}", hostile))
-        read.add((scores.first, scores.second))
-    assert read == {(9, 2)}
+def test_a_referee_that_quotes_carelessly_is_read_by_its_own_scores_or_not_at_all(hostile: str, reply: str, sound: bool) -> None:
+    assert assert_own_or_refused(reply.replace("{}", hostile), hostile) or not sound
 
 
 # The offline referee ------------------------------------------------------------------------------------------------------------------
@@ -152,7 +195,7 @@ def test_a_referee_that_quotes_carelessly_is_read_by_its_own_scores_or_not_at_al
 
 def judged(answers: tuple[str, str], *, structured: bool) -> Scores:
     messages = prompts.referee_messages(TASK, *answers, structured=structured)
-    return parse_scores(play(messages, DIGEST, Knobs(), structured=structured)[1])
+    return parse_scores(play(messages, DIGEST, Knobs(), structured=structured)[1], shown=(TASK.prompt, *answers))
 
 
 @each_hostile_text

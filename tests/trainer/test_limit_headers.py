@@ -17,6 +17,7 @@ PARTS = ("limit", "remaining", "reset")
 NAMES = [dialect.format(part=part, kind=kind) for dialect in DIALECTS for part in PARTS for kind in KINDS] + [
     "retry-after",
     "retry-after-ms",
+    "date",
 ]
 
 VALUES = st.one_of(
@@ -83,6 +84,24 @@ def test_anthropic_tells_times_of_day() -> None:
 )
 def test_a_wait_is_read_in_every_notation(text: str, seconds: float | None) -> None:
     assert told_of({"retry-after": text}, now=NOW).retry_after_s == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_a_time_is_read_against_the_clock_of_the_reply() -> None:
+    told = told_of(
+        {
+            "date": "Thu, 01 Jan 2026 00:00:10 GMT",
+            "retry-after": "Thu, 01 Jan 2026 00:00:30 GMT",
+            "anthropic-ratelimit-requests-limit": "50",
+            "anthropic-ratelimit-requests-reset": "2026-01-01T00:00:22Z",
+        },
+        now=NOW + 3600,
+    )
+    assert told.retry_after_s == 20
+    assert told.requests == Window(limit=50, reset_s=12)
+
+
+def test_a_date_that_is_none_leaves_the_clock_of_this_machine() -> None:
+    assert told_of({"date": "today", "retry-after": "Thu, 01 Jan 2026 00:00:30 GMT"}, now=NOW).retry_after_s == 30
 
 
 def test_milliseconds_are_more_exact_than_whole_seconds() -> None:

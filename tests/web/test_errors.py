@@ -22,6 +22,50 @@ def test_a_page_that_is_not_for_the_role_says_which_role_it_needs(client_of):
     assert "needs the role member" in body(response)
 
 
+def test_who_is_turned_away_costs_the_log_one_line(client_of, caplog):
+    client_of("viewer").get("/runs/new")
+    [record] = [record for record in caplog.records if record.name == "django.request"]
+    assert record.getMessage() == "Forbidden (Permission denied): /runs/new"
+    assert record.exc_info is None
+
+
+def test_a_fault_of_ours_keeps_its_traceback_in_the_log(client_of, monkeypatch, caplog):
+    monkeypatch.setattr("experiments.views.pools.page_of", lambda *_: 1 / 0)
+    client = client_of("viewer")
+    client.raise_request_exception = False
+    client.get("/pools/")
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_page_that_takes_no_form_says_so_in_the_look_of_the_others(client_of):
+    response = client_of("member").post("/jobs/")
+    assert response.status_code == 405
+    assert response.headers["Allow"] == "GET"
+    assert "It shows a page and takes no form." in text_of(body(response))
+    assert 'aria-label="Main"' in body(response)
+
+
+@pytest.mark.parametrize(
+    ("address", "page"),
+    [
+        ("/runs/{run}/stop", "/runs/{run}/"),
+        ("/runs/{run}/resume", "/runs/{run}/"),
+        ("/runs/forecast?preset=paper-7b", "/runs/new?preset=paper-7b"),
+    ],
+)
+def test_reloading_what_a_form_was_answered_with_leads_to_the_page_of_the_form(client_of, person, address, page):
+    run = make.make_finished_run(person("member"))
+    client = client_of("member")
+    response = client.get(address.format(run=run.pk), follow=True)
+    assert response.redirect_chain == [(page.format(run=run.pk), 302)]
+    assert response.status_code == 200
+
+
+def test_other_methods_than_those_of_forms_are_refused(client_of, person):
+    run = make.make_run(person("member"))
+    assert client_of("member").delete(f"/runs/{run.pk}/stop").status_code == 405
+
+
 def test_a_form_without_its_token(person):
     client = Client(enforce_csrf_checks=True)
     client.force_login(person("member"), backend="django.contrib.auth.backends.ModelBackend")

@@ -1,17 +1,22 @@
 """The forecast on the launch form: for what is chosen, with what it rests on, and against the budget."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from experiments.models import Budget, Completion, Endpoint, Run, SeedInstruction, SeedPool
+from experiments.models import Budget, Completion, Endpoint, Pace, Response, Role, Run, SeedInstruction, SeedPool
 from experiments.services import forecasts
 from tests import make
 from tests.web.pages import asks_the_same_of, body, text_of
 from tests.web.test_launch import field_of, filled
+from trainer import pacing
 from trainer.completions import completion_key
+from trainer.forecast import Forecast
+from trainer.pace_parts import FoundRate
+from trainer.plan import Stage, Step
 from trainer.prompts import teacher_messages
 from trainer.records import Instruction
 from trainer.wire import request_of
@@ -30,6 +35,12 @@ def forecast_of(client, query: str = "preset=demo", **changes):
     return client.post(f"/runs/forecast?{query}", filled(client, query, **changes), headers=HTMX)
 
 
+def set_pace(endpoint: Endpoint, **state: object) -> None:
+    """What the workers would have learnt of an endpoint's server."""
+    learnt = pacing.Pace(**state).as_dict()
+    Pace.objects.create(base_url=endpoint.base_url, model=endpoint.model, key_env=endpoint.key_env, state=learnt)
+
+
 def answer_seeds(pool: SeedPool, amount: int) -> None:
     """Put the offline teacher's answers to the first seeds into the store, as a run of the demo would have."""
     config = make.make_config()
@@ -44,9 +55,10 @@ def answer_seeds(pool: SeedPool, amount: int) -> None:
 
 def test_the_demo_is_forecast_with_its_calls_tokens_and_assumptions(client_of):
     page = text_of(body(forecast_of(client_of("member"))))
-    assert "Calls 18,300" in page  # 1,500 + 3 x 600 of the teacher, 2 x (1,500 + 2,100 + 2,700) of the referee, 2,400 of the generator
+    assert "Calls 10,035 and 2,586 answered by the store" in page  # the run itself: 9,968 and 2,599
     assert "Cost $0 " in page
-    assert "assumed" in page
+    assert "Time of the calls 59 s the student's own time comes on top: about 3 min in the demo as it is, on two cores" in page
+    assert "measured in the demo" in page
     assert "0 of the 1,500 teacher calls on the seeds are in the store already: counted." in page
     assert "<html" not in page
 
@@ -72,7 +84,7 @@ def test_another_temperature_is_another_call(client_of):
     pool = make.make_pool("mine", size=12)
     answer_seeds(pool, 5)
     forecast = forecast_of(client_of("member"), seed_pool=str(pool.pk), **{"teacher.temperature": "0.3"}).context["forecast"]
-    assert forecast.saved == 0
+    assert forecast.lines[0].saved == 0
 
 
 def test_of_a_large_pool_an_even_sample_is_looked_up_and_said(client_of, monkeypatch):
@@ -113,7 +125,10 @@ def test_batch_mode_is_told_in_words(client_of, big):
     Endpoint.objects.filter(name="big").update(batch_api=True)
     batched = ("teacher.batch", "referee.batch", "generator.batch")
     response = forecast_of(client_of("member"), endpoint="big", **dict.fromkeys(batched, "on"))
-    assert "Time of the calls up to 24 h a batch" in text_of(body(response))
+    page = text_of(body(response))
+    # a batch for each step of the teacher and the referee, and five rounds of candidates in each iteration: 600, 150, 38, 9, 2
+    assert "Time of the calls up to 24 h for each of 22 batches or more" in page
+    assert "1 batch, up to 24 h each" in page
     assert response.context["forecast"].seconds == 0
 
 
@@ -136,11 +151,36 @@ def test_what_is_missing_is_named_and_the_name_of_the_run_is_not(client_of):
     page = text_of(body(forecast_of(client_of("member"), "preset=paper-7b", endpoint="", seed_pool="", new_experiment="", experiment="")))
     assert "The forecast needs: Seed pool, Endpoint." in page
     refused = text_of(body(forecast_of(client_of("member"), **{"loop.iterations": "many"})))
-    assert "The forecast needs: Iterations." in refused
+    assert "The forecast needs: Iterations. Iterations: 'many' is not a whole number." in refused
+
+
+def test_batch_mode_where_there_is_none_says_what_to_do(client_of, big):
+    page = text_of(body(forecast_of(client_of("member"), endpoint="big", **{"referee.batch": "on"})))
+    assert "The forecast needs: Referee, Batch mode." in page
+    assert "Endpoint 'big' does not offer the Batch API. Turn batch mode off, or say on the endpoint that it does." in page
+
+
+def test_the_pace_that_was_found_says_how_long_the_calls_take(client_of, person, big):
+    run = make.make_run(person("member"))
+    make.make_completions(make.make_line(run, endpoint="big"), 20, latency_s=0.05)
+    quick = forecast_of(client_of("member"), endpoint="big").context["forecast"]
+    assert quick.lines[0].seconds == pytest.approx(1500 * 0.05 / 10)
+    set_pace(big, found=FoundRate(estimate=18, climbed_s=2.0))
+    paced = forecast_of(client_of("member"), endpoint="big").context["forecast"]
+    assert paced.lines[0].seconds == pytest.approx(1500 / 18)
+    assert any("1,080 requests a minute (found by trying)" in sentence for sentence in paced.assumptions)
+    assert "A call of the teacher takes 50 ms: seen." in paced.assumptions
+
+
+def test_the_pace_of_another_server_says_nothing(client_of, big):
+    other = Endpoint(base_url="https://other.example/v1", model=big.model, key_env="")
+    set_pace(other, told={"requests": 1})
+    assumptions = forecast_of(client_of("member"), endpoint="big").context["forecast"].assumptions
+    assert any("'big' takes 10 calls at once, no other limit is known" in sentence for sentence in assumptions)
 
 
 def test_a_bad_budget_does_not_hide_the_forecast(client_of):
-    assert "Calls 18,300" in text_of(body(forecast_of(client_of("member"), most_dollars="lots")))
+    assert "Calls 10,035" in text_of(body(forecast_of(client_of("member"), most_dollars="lots")))
 
 
 def test_without_scripts_a_button_gives_the_whole_page_with_everything_typed(client_of):
@@ -149,7 +189,7 @@ def test_without_scripts_a_button_gives_the_whole_page_with_everything_typed(cli
     page = body(response)
     assert "</html>" in page
     assert 'value="typed-by-hand"' in page
-    assert "Calls 18,300" in text_of(page)
+    assert "Calls 10,035" in text_of(page)
     assert 'formaction="/runs/forecast?preset=demo"' in page
 
 
@@ -174,7 +214,78 @@ def test_a_larger_pool_takes_no_more_queries(client_of):
 def test_nobody_less_than_a_member_forecasts(client_of, client):
     assert client_of("viewer").post("/runs/forecast?preset=demo", {}).status_code == 403
     assert client.post("/runs/forecast?preset=demo", {}).status_code == 302
-    assert client_of("member").get("/runs/forecast?preset=demo").status_code == 405
+    assert client_of("member").get("/runs/forecast?preset=demo").headers["Location"] == "/runs/new?preset=demo"
+
+
+# The rest of a run
+
+
+def rest_of(client_of, run: Run) -> Forecast:
+    rest: Forecast = client_of("viewer").get(f"/runs/{run.pk}/live").context["costs"].rest
+    return rest
+
+
+def test_the_forecast_of_a_step_under_way_says_what_the_step_says(client_of, person):
+    """The pace knows nothing, and a call takes next to no time: it is the step that goes so slowly."""
+    run = make.make_run_until(person("member"), 0, Step.TEACHER_RESPONSES, seeds=1100)
+    make.make_completions(make.make_line(run), 20, latency_s=0.01)
+    make.make_job(run.iterations.get(), Stage.IMITATION, Step.TEACHER_RESPONSES, items_total=1100, items_before=34, items_done=51)
+    response = client_of("viewer").get(f"/runs/{run.pk}/live")
+    _, _, step = response.context["board"].now[0]
+    line = response.context["costs"].rest.lines[0]
+    assert step.per_s == pytest.approx(17 / 100, rel=0.05)
+    assert line.calls == 1049
+    assert line.seconds == pytest.approx(step.left.total_seconds(), rel=0.01)
+    assert "goes on at the rate seen so far: 10." in text_of(body(response))
+
+
+def test_what_the_rows_tell_before_the_next_heartbeat_is_no_more_to_come(client_of, person):
+    run = make.make_run_until(person("member"), 0, Step.TEACHER_RESPONSES)
+    iteration = run.iterations.get()
+    make.make_job(iteration, Stage.IMITATION, Step.TEACHER_RESPONSES, items_total=12, items_done=2)
+    for instruction in run.instructions.all()[:9]:
+        Response.objects.create(instruction=instruction, iteration=iteration, role=Role.TEACHER, text="said")
+    line = rest_of(client_of, run).lines[0]
+    assert line.calls == 3
+    assert line.seconds == pytest.approx(3 / (9 / 100), rel=0.05)
+
+
+def test_a_step_to_come_keeps_to_the_limits_that_headers_told(client_of, person, big):
+    config = make.make_config(iterations=1)
+    names = {role: replace(getattr(config, role), endpoint="big") for role in ("teacher", "referee", "generator")}
+    run = make.make_run_until(person("member"), 1, Step.CANDIDATES, config=replace(config, endpoints={"big": big.config()}, **names))
+    set_pace(big, told={"requests": 60})
+    candidates, teacher = rest_of(client_of, run).lines
+    assert (candidates.calls, teacher.calls) == (11, 8)
+    assert (candidates.seconds, teacher.seconds) == pytest.approx((11 / 0.98, 8 / 0.98))
+
+
+def test_what_needed_one_call_in_an_iteration_says_it_of_the_next(client_of, person):
+    run = make.make_run_until(person("member"), 2, Step.JUDGEMENTS, seeds=100)
+    line = make.make_line(run, iteration=1, stage="discrimination", role="referee", saved=20)
+    make.make_completions(line, 110)
+    rest = rest_of(client_of, run)
+    referee = rest.lines[0]
+    assert (referee.iteration, referee.role) == (2, "referee")
+    assert referee.calls + referee.saved == round(1.3 * 108)  # of the 100 judged before, 30 had both orders
+    assert any("That is 70 % of what is judged: seen in iteration 1." in sentence for sentence in rest.assumptions)
+
+
+def test_a_judgement_asked_for_again_is_not_taken_for_one_that_needed_two_calls(client_of, person):
+    run = make.make_run_until(person("member"), 2, Step.JUDGEMENTS, seeds=100)
+    line = make.make_line(run, iteration=1, stage="discrimination", role="referee")
+    again = make.make_completions(line, 165)[:15]
+    for completion in again:
+        Completion.objects.filter(pk=completion.pk).update(request=completion.request | {"sample": 1})
+    rest = rest_of(client_of, run)
+    assert any("That is 50 % of what is judged: seen in iteration 1." in sentence for sentence in rest.assumptions)
+    assert rest.lines[0].calls + rest.lines[0].saved == round(108 * 1.5 * 1.1)
+
+
+def test_the_run_page_says_that_identical_answers_need_one_call(client_of, person):
+    run = make.make_finished_run(person("member"))
+    make.make_ledger(run)
+    assert "identical answers need one call" in text_of(body(client_of("viewer").get(f"/runs/{run.pk}/")))
 
 
 def test_a_hostile_endpoint_name_stays_text(client_of, person):

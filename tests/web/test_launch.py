@@ -6,7 +6,7 @@ import pytest
 
 from experiments.config_table import specs
 from experiments.forms import APART, MAIN, LaunchForm
-from experiments.models import Endpoint, Experiment, Run, SeedPool
+from experiments.models import Budget, Endpoint, Experiment, Run, SeedPool
 from tests import make
 from tests.web.pages import body, text_of
 from trainer.config import OFFLINE_URL, load_preset, preset_names
@@ -156,6 +156,22 @@ def test_a_clone_is_filled_with_the_config_of_its_run(client_of, person):
     assert form["loop.tau"].value() == "2.5"
     assert form["seed_pool"].value() == str(source.seed_pool_id)
     assert form["experiment"].value() == source.experiment_id
+
+
+@pytest.mark.parametrize(
+    ("caps", "words"),
+    [
+        ({}, None),
+        ({"most_calls": 1500}, "calm-lion-1 had a budget of 1,500 calls; a new run gets its own."),
+        ({"most_nanodollars": 2_500_000_000, "most_calls": 9}, "calm-lion-1 had a budget of $2.50 and 9 calls; a new run gets its own."),
+    ],
+    ids=["lifted", "calls", "both"],
+)
+def test_a_clone_tells_the_budget_of_its_run_where_that_has_one(client_of, person, caps, words):
+    run = make.make_run(person("member"))
+    Budget.objects.create(run=run, **caps)
+    page = text_of(body(client_of("member").get(f"/runs/new?from={run.pk}")))
+    assert (words in page) if words else ("had a budget" not in page)
 
 
 def test_an_unknown_preset_or_run_is_told(client_of):

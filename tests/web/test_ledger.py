@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from django.utils import timezone
 
-from experiments.models import Completion, Judgement, LedgerLine, Response
+from experiments.models import Budget, Completion, Judgement, LedgerLine, Response
 from experiments.templatetags.lionweb import amount, dollars
+from experiments.templatetags.money import exact_dollars
 from tests import make
 from tests.web.pages import asks_the_same_of, body, links, text_of, total
 from trainer.plan import Step
@@ -50,7 +52,7 @@ def test_the_check_is_counted_from_the_completions_themselves(client_of, run):
     Completion.objects.filter(line__role="generator", line__iteration__number=2).first().delete()
     page = text_of(body(client.get(f"/runs/{run.pk}/ledger")))
     assert "The ledger counts 21 calls, and 20 completions are kept for it." in page
-    assert "They differ in: iteration 2, generation generator" in page
+    assert "They differ in: iteration 2, generation, generator" in page
 
 
 def test_what_was_paid_before_stages_were_written_down_has_a_line(client_of, run):
@@ -68,6 +70,59 @@ def test_what_the_store_saved_is_told(client_of, run):
     assert "$0.0000035" in text_of(total_row)
 
 
+def unanswered(run):
+    """Calls of the referee that were sent and not answered."""
+    run.ledger.filter(role="referee").update(unanswered=2, unanswered_nanodollars=30_000_000)
+
+
+def test_paid_and_unanswered_calls_add_up_to_what_counts_in_the_budget(client_of, run):
+    unanswered(run)
+    Budget.objects.create(run=run, most_nanodollars=4_000_000_000)
+    page = body(client_of("viewer").get(f"/runs/{run.pk}/ledger"))
+    foot = text_of(page[page.index('id="ledger-total"') :].partition("</tfoot>")[0])
+    assert "$0.0315 $0.06 for 4" in foot
+    assert "Counts in the budget 25 $0.0915" in foot
+    assert "$0.09 of $4.00 spent" in text_of(page)
+
+
+def test_the_run_page_adds_up_with_unanswered_calls_too(client_of, run):
+    unanswered(run)
+    page = body(client_of("viewer").get(f"/runs/{run.pk}/"))
+    assert "Spent so far $0.09 21 calls $0.06 of it for 4 unanswered, at the most" in text_of(page)
+    foot = text_of(page[page.index('id="costs-details"') :].partition("<tfoot>")[2].partition("</tfoot>")[0])
+    assert foot == "Together 21 $0.0315 $0.06 for 4 \N{EN DASH} \N{EN DASH} Spent so far 25 $0.0915"
+
+
+def test_where_every_call_was_answered_there_is_no_second_sum(client_of, run):
+    client = client_of("viewer")
+    assert "Counts in the budget" not in body(client.get(f"/runs/{run.pk}/ledger"))
+    assert 'id="costs-counted"' not in body(client.get(f"/runs/{run.pk}/"))
+
+
+def test_calls_whose_tokens_were_counted_by_us_are_marked(client_of, run):
+    client = client_of("viewer")
+    pages = [f"/runs/{run.pk}/ledger", f"/runs/{run.pk}/", f"/runs/{run.pk}/completions"]
+    assert not [url for url in pages if "ounted by us" in body(client.get(url))]
+    Completion.objects.filter(line__role="referee").update(estimated=True)
+    ledger = text_of(body(client.get(pages[0])))
+    assert "Of these 21 calls, the tokens of 6 were counted by us" in ledger
+    assert ledger.count("referee offline 3 counted by us") == 2
+    assert "generator offline 3 counted by us" not in ledger
+    assert "an estimate: some tokens are counted by us" in text_of(body(client.get(pages[1])))
+    assert "about 60" in text_of(body(client.get(f"{pages[2]}?role=referee")))
+
+
+def test_the_columns_are_explained(client_of, run):
+    page = text_of(body(client_of("viewer").get(f"/runs/{run.pk}/ledger")))
+    for words in (
+        "Input tokens Cached Output tokens",
+        "HTTP 429, too many requests",
+        "a batch left the call out",
+        "answered from the store",
+    ):
+        assert words in page
+
+
 def test_a_run_without_calls_has_a_ledger(client_of, person):
     run = make.make_run(person("member"))
     assert "No call was made yet." in text_of(body(client_of("viewer").get(f"/runs/{run.pk}/ledger")))
@@ -78,7 +133,7 @@ def test_a_longer_ledger_takes_no_more_queries(client_of, run):
         for i in range(5):
             make.make_completions(make.make_line(run, iteration=2, endpoint=f"endpoint-{i}"), 3)
 
-    assert asks_the_same_of(client_of("viewer"), f"/runs/{run.pk}/ledger", after=add) <= 10
+    assert asks_the_same_of(client_of("viewer"), f"/runs/{run.pk}/ledger", after=add) <= 11
 
 
 # Completions
@@ -106,6 +161,21 @@ def test_what_is_no_filter_is_said_and_left_out(client_of, run):
     response = client_of("viewer").get(f"/runs/{run.pk}/completions?role=nobody&line=x")
     assert "It was left out." in body(response)
     assert total(body(response)) == 21
+
+
+def test_a_filter_that_there_is_not_is_said_and_left_out(client_of, run):
+    page = body(client_of("viewer").get(f"/runs/{run.pk}/completions?reply=cut&page=1"))
+    assert "There is no filter reply. It was left out." in text_of(page)
+    assert "There is no filter page" not in text_of(page)
+    assert total(page) == 21
+
+
+def test_the_newest_call_comes_first(client_of, run):
+    line = run.ledger.latest("id")
+    newest = line.completions.order_by("key")[1]
+    Completion.objects.filter(pk=newest.pk).update(created_at=timezone.now())
+    page = body(client_of("viewer").get(f"/runs/{run.pk}/completions"))
+    assert re.findall(r'<th scope="row" class="mono"><a href="/completions/(\w+)/">', page)[0] == newest.pk
 
 
 def test_a_line_of_another_run_opens_nothing(client_of, run, person):
@@ -169,6 +239,7 @@ def test_a_completion_whose_run_is_gone_still_has_its_page(client_of, run):
 
 
 def test_an_unknown_key_is_not_found(client_of):
+    assert "There is no such call." in text_of(body(client_of("viewer").get(f"/completions/{'0' * 64}/")))
     assert client_of("viewer").get(f"/completions/{'0' * 64}/").status_code == 404
     assert client_of("viewer").get("/completions/x/").status_code == 404
 
@@ -211,8 +282,6 @@ def test_the_run_page_tells_what_is_spent_saved_and_still_to_come(client_of, per
     page = text_of(body(response))
     assert "Spent so far $1.20 12 calls" in page
     assert "Saved by the store $2.00 3 calls" in page
-    # 2 x 12 and 2 x 20 judgements, twice 8 new ones of which three in four are accepted, and the teacher's answers to these
-    assert costs.rest.calls == 24 + 40 + 2 * 11 + 16
     assert f"about {costs.rest.calls + 12} calls" in page
 
 
@@ -267,6 +336,13 @@ def test_more_of_a_run_takes_no_more_queries_on_its_page(client_of, person):
 )
 def test_money_is_told_with_the_digits_that_matter(nanodollars, text):
     assert dollars(nanodollars) == text
+
+
+@pytest.mark.parametrize(
+    ("nanodollars", "text"), [(0, "$0"), (44_300_500, "$0.0443005"), (1_234_500_000_000, "$1,234.50"), (1, "$0.000000001")]
+)
+def test_money_in_sums_has_all_its_digits(nanodollars, text):
+    assert exact_dollars(nanodollars) == text
 
 
 @pytest.mark.parametrize(

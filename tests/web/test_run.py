@@ -1,10 +1,12 @@
 """The run page: numbers that add up and open their rows, live until final, failures where they happened, stop and resume."""
 
 import re
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
-from experiments.models import Job
+from experiments.models import Budget, Job
 from tests import make
 from tests.web.pages import asks_the_same_of, body, figure, links, text_of, total
 from trainer.plan import Stage, Step
@@ -53,8 +55,15 @@ def test_a_live_run_asks_again_and_a_final_one_does_not(client_of, person, finis
     live = make.make_run_until(person("member"), 1, Step.JUDGEMENTS, name="live")
     make.make_job(live.iterations.get(number=1), Stage.DISCRIMINATION, Step.JUDGEMENTS)
     client = client_of("viewer")
-    assert "data-live" in body(client.get(f"/runs/{live.pk}/live"))
+    assert 'data-live="1"' in body(client.get(f"/runs/{live.pk}/live"))
     assert "data-live" not in body(client.get(f"/runs/{finished.pk}/live"))
+
+
+@pytest.mark.parametrize("values", [{"state": "failed"}, {"state": "stopped"}, {"state": "stopped", "over_budget": True}])
+def test_a_run_that_somebody_may_let_go_on_elsewhere_asks_now_and_then(client_of, person, values):
+    run = make.make_run_until(person("member"), 1, Step.JUDGEMENTS)
+    make.make_job(run.iterations.get(number=1), Stage.DISCRIMINATION, Step.JUDGEMENTS, **values)
+    assert 'data-live="5"' in body(client_of("viewer").get(f"/runs/{run.pk}/live"))
 
 
 def test_progress_is_read_from_the_rows_so_that_a_reload_loses_nothing(client_of, person):
@@ -74,6 +83,29 @@ def test_progress_agrees_with_the_counts_between_two_heartbeats(client_of, perso
     iteration.verdicts.filter(instruction__position__gte=9).delete()
     page = text_of(body(client_of("viewer").get(f"/runs/{run.pk}/live")))
     assert "9 of 12 judged" in page
+
+
+@pytest.mark.parametrize("state", ["stopped", "crashed"])
+@pytest.mark.parametrize(("number", "step"), [(0, Step.TEACHER_RESPONSES), (1, Step.JUDGEMENTS)])
+def test_a_job_that_ended_between_two_heartbeats_shows_what_its_rows_tell(client_of, person, number, step, state):
+    run = make.make_run_until(person("member"), 1, Step.CANDIDATES)
+    job = Job.objects.get(stage__iteration=run.iterations.get(number=number), step=step)
+    Job.objects.filter(pk__gt=job.pk).delete()
+    Job.objects.filter(pk=job.pk).update(state=state, items_done=0, items_total=20)
+    page = body(client_of("viewer").get(f"/runs/{run.pk}/live"))
+    assert f"{state} at 12 of 20" in text_of(page)
+    assert "12 of 20" in text_of(page[page.index(f'id="job-{job.pk}"') :])
+
+
+def test_an_attempt_that_was_killed_shows_what_the_next_one_found(client_of, person):
+    run = make.make_run_until(person("member"), 1, Step.JUDGEMENTS)
+    iteration = run.iterations.get(number=1)
+    killed = make.make_job(iteration, Stage.DISCRIMINATION, Step.JUDGEMENTS, state="crashed", items_total=1500)
+    make.make_job(iteration, Stage.DISCRIMINATION, Step.JUDGEMENTS, items_total=1500, items_before=267, items_done=300)
+    client = client_of("viewer")
+    page = body(client.get(f"/runs/{run.pk}/live"))
+    assert "267 of 1,500" in text_of(page[page.index(f'id="job-{killed.pk}"') :])
+    assert "267 of 1,500" in text_of(body(client.get("/jobs/?state=crashed")))
 
 
 def test_a_tuning_that_goes_on_from_a_save_is_as_far_and_as_fast_as_its_own_steps(client_of, person):
@@ -116,8 +148,46 @@ def test_nobody_less_than_a_member_stops_or_resumes_and_a_link_does_neither(clie
     run = make.make_run(person("member"))
     assert client_of("viewer").post(f"/runs/{run.pk}/{action}").status_code == 403
     assert client.post(f"/runs/{run.pk}/{action}").status_code == 302
-    assert client_of("member").get(f"/runs/{run.pk}/{action}").status_code == 405
+    assert client_of("member").get(f"/runs/{run.pk}/{action}").headers["Location"] == f"/runs/{run.pk}/"
     assert not Job.objects.exists()
+
+
+@pytest.fixture
+def over_budget(person):
+    """A run that stopped at its budget, which has no room."""
+    run = make.make_run_until(person("member"), 1, Step.JUDGEMENTS)
+    make.make_completions(make.make_line(run), 10)
+    Budget.objects.create(run=run, most_calls=10, set_at=timezone.now() - timedelta(hours=1))
+    make.make_job(run.iterations.get(number=1), Stage.DISCRIMINATION, Step.JUDGEMENTS, state="stopped", over_budget=True)
+    return run
+
+
+def test_a_run_at_its_budget_is_offered_no_resume_that_would_stop_at_once(client_of, over_budget):
+    client = client_of("admin")
+    page = body(client.get(f"/runs/{over_budget.pk}/"))
+    assert f'action="/runs/{over_budget.pk}/resume"' not in page
+    assert "Raise it and go on" in page
+    told = text_of(body(client.post(f"/runs/{over_budget.pk}/resume", follow=True)))
+    assert "The budget of run calm-lion-1 has no room for the next call" in told
+    assert "The run goes on where it was." not in told
+    assert not Job.objects.filter(state="queued").exists()
+
+
+def test_a_run_at_its_budget_with_a_failure_beside_it_can_be_resumed(client_of, over_budget):
+    make.make_job(over_budget.iterations.get(number=0), Stage.EVALUATION, Step.BENCHMARKS, state="failed")
+    Job.objects.filter(step=Step.BENCHMARKS, state="finished").delete()
+    client = client_of("member")
+    assert f'action="/runs/{over_budget.pk}/resume"' in body(client.get(f"/runs/{over_budget.pk}/"))
+    client.post(f"/runs/{over_budget.pk}/resume")
+    assert Job.objects.filter(step=Step.BENCHMARKS, state="queued").exists()
+
+
+def test_a_run_whose_budget_was_lifted_in_the_admin_can_be_resumed(client_of, over_budget):
+    Budget.objects.all().delete()
+    client = client_of("member")
+    assert f'action="/runs/{over_budget.pk}/resume"' in body(client.get(f"/runs/{over_budget.pk}/"))
+    client.post(f"/runs/{over_budget.pk}/resume")
+    assert Job.objects.filter(step=Step.JUDGEMENTS, state="queued").exists()
 
 
 def test_more_iterations_and_instructions_take_no_more_queries(client_of, person):
@@ -128,7 +198,7 @@ def test_more_iterations_and_instructions_take_no_more_queries(client_of, person
     for suffix in ("", "live"):
         amounts = {asks_the_same_of(client, f"/runs/{run.pk}/{suffix}", after=lambda: None) for run in (small, large)}
         assert len(amounts) == 1
-        assert amounts.pop() <= 14
+        assert amounts.pop() <= 15
 
 
 def test_settings_that_depart_from_the_defaults_are_marked(client_of, person):

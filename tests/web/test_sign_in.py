@@ -101,7 +101,9 @@ def test_a_link_is_good_for_an_hour(client: Client, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("token", ["", "nonsense", "AAAAAQz5LO_krZI_r3EX0BS_"])
 def test_a_made_up_link_is_refused(client: Client, token: str) -> None:
     assert client.post("/sign-in/link/", {"sesame": token}).status_code == 403
-    assert client.get("/sign-in/link/", {"sesame": token}).status_code == 403
+    response = client.get("/sign-in/link/", {"sesame": token})
+    assert response.status_code == 403
+    assert b"was used already, is older, or was not copied whole" in response.content
 
 
 def test_somebody_who_was_deactivated_cannot_use_their_link(client: Client) -> None:

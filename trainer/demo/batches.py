@@ -7,14 +7,14 @@ evenly over the time that it is in progress, so that a batch that is cancelled h
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
 from trainer.demo.batch_lines import ENDPOINT, Line, Problem, problem, read_lines, write_lines
-from trainer.demo.chat import answer, check_request
+from trainer.demo.chat import MODEL, answer, check_request
 from trainer.demo.draws import digest_of, share
 from trainer.demo.http import FormField, Refused, error_body, parse_json
 from trainer.demo.knobs import Knobs
@@ -134,12 +134,31 @@ class Batches:
         file = self.file(wanted["input_file_id"])
         batch_id = f"batch_{uuid4().hex[:24]}"
         lines, problems = read_lines(file.content, batch_id)
-        if self._knobs.batch_refused:
-            problems = [problem("refused", "The offline teacher refuses each batch on purpose (batch_refused).")]
+        problems = problems or self._refusal(lines, now)
         self._batches[batch_id] = Batch(
             id=batch_id, input_file_id=file.id, metadata=wanted.get("metadata") or {}, created=now, lines=lines, problems=problems
         )
         return self.shown(batch_id, now)
+
+    def _refusal(self, lines: Sequence[Line], now: float) -> list[Problem]:
+        """What is said, on purpose, against a batch without a fault."""
+        if self._knobs.batch_refused:
+            return [problem("refused", "The offline teacher refuses each batch on purpose (batch_refused).")]
+        if not self._knobs.batch_tokens:
+            return []
+        self.bring_all_up_to(now)
+        others = [line for batch in self._batches.values() if batch.state not in OVER and not batch.problems for line in batch.lines]
+        if sum(self._tokens_of(line) for line in (*lines, *others)) <= self._knobs.batch_tokens:
+            return []
+        told = f"Enqueued token limit reached for {MODEL}. Limit: {self._knobs.batch_tokens:,.0f} enqueued tokens."
+        return [problem("token_limit_exceeded", f"{told} Please try again once some in_progress batches have been completed.")]
+
+    def _tokens_of(self, line: Line) -> int:
+        """0 for a line that cannot be answered."""
+        try:
+            return answer(check_request(line.body, self._knobs), self._knobs).tokens
+        except Refused:
+            return 0
 
     def shown(self, batch_id: str, now: float) -> dict[str, Any]:
         """A batch. Raises Refused where there is none of this id."""

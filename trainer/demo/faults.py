@@ -20,6 +20,8 @@ class Fault(StrEnum):
     """Charged and never answered."""
     RESET = "reset"
     """Charged, and the connection breaks in the middle of the reply."""
+    MANGLE = "mangled"
+    """Charged, and the reply arrives as JSON that is none."""
 
 
 class Faults:
@@ -31,6 +33,7 @@ class Faults:
             Fault.ERROR: knobs.error_rate,
             Fault.HANG: knobs.hang_rate,
             Fault.RESET: knobs.reset_rate,
+            Fault.MANGLE: knobs.mangle_rate,
         }
         self._rates = {fault: rate for fault, rate in rates.items() if rate}
         self._attempts: Counter[bytes] = Counter()

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.demo.chat import Answer
 from trainer.demo.play import ROLES
 
-FAULTS = ("limited", "errors", "refused", "hung", "reset", "cut", "unavailable")
+FAULTS = ("limited", "errors", "refused", "hung", "reset", "mangled", "cut", "unavailable")
 
 
 class Ledger:

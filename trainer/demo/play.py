@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
@@ -22,6 +23,8 @@ from trainer.demo.knobs import Knobs
 from trainer.demo.tasks import KINDS, answer, family_of, kind_of, make_instruction
 
 UNKNOWN_TASK = "I am sorry, I only know my own small tasks, for example 'reverse: badc' or 'next: 3907'."
+DICTATED = re.compile(r"Answer with the (?:one word|JSON object) (.+?)(?: and nothing else)?\.")
+"""What `trainer.endpoint_test` asks: it says itself what it wants to hear."""
 MIDDLE_SCORE = 5.5
 ROLES = ("teacher", "referee", "generator", "other")
 GARBLED_SCORES = (
@@ -63,7 +66,7 @@ def play(messages: Sequence[prompts.Message], digest: bytes, knobs: Knobs, *, st
         text = GARBLED_INSTRUCTION if garbled else create(*read_generator(user), digest, inject=knobs.inject)
         return "generator", json.dumps({"instruction": text}) if structured else text
     role = "teacher" if system == prompts.TEACHER_SYSTEM else "other"
-    return role, "" if garbled else solve(read_task(user)) or UNKNOWN_TASK
+    return role, "" if garbled else _as_told(user) or solve(read_task(user)) or UNKNOWN_TASK
 
 
 def _as_referee(user: str, digest: bytes, knobs: Knobs, *, structured: bool, garbled: bool) -> str:
@@ -71,6 +74,12 @@ def _as_referee(user: str, digest: bytes, knobs: Knobs, *, structured: bool, gar
         replies = GARBLED_JSON_SCORES if structured else GARBLED_SCORES
         return replies[digest[0] % len(replies)]
     return judge(*read_referee(user), bias=knobs.position_bias, structured=structured)
+
+
+def _as_told(user: str) -> str:
+    """The answer that a question dictates; "" where it dictates none."""
+    dictated = DICTATED.fullmatch(user)
+    return dictated[1] if dictated else ""
 
 
 def solve(task: str) -> str | None:

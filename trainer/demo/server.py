@@ -106,6 +106,9 @@ class OfflineTeacherApp:
         if fault is Fault.RESET:
             self._ledger.count("reset")
             return Reply(200, content, headers, broken=True)
+        if fault is Fault.MANGLE:
+            self._ledger.count("mangled")
+            return Reply(200, content[: len(content) // 2], headers)
         self._ledger.answer(found.role, idempotency_key or body, replayed=replayed)
         return Reply(200, content, headers)
 

@@ -9,14 +9,14 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import InterfaceError, OperationalError, close_old_connections
 
-from experiments.services import jobs
+from experiments.services import batch_polls, jobs
 from lionweb.broker import BROKER_ERRORS
 
 logger = logging.getLogger(__name__)
 
 
 class Command(BaseCommand):
-    help = "Looks for lost jobs every few seconds, for ever: a process of its own, so that no long job can hold it up"
+    help = "Looks for lost jobs and forgotten batches every few seconds, for ever: a process of its own, so that no long job can hold it up"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--once", action="store_true", help="sweep once and end")
@@ -24,10 +24,12 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["once"]:
             jobs.sweep()
+            batch_polls.fetch_due()
             return
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+        threading.Thread(target=batch_polls.fetch_until, args=(stop,), name="batch-polls", daemon=True).start()
         sweep_until(stop, every_s=settings.LIONWEB_SWEEP_S)
 
 
