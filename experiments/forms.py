@@ -13,7 +13,8 @@ from django.forms import BoundField
 
 from experiments.budget_form import CallsField, DollarsField
 from experiments.config_table import Spec, exact, flatten, specs
-from experiments.models import Endpoint, Experiment, Run, SeedPool
+from experiments.models import Experiment, Run, SeedPool
+from experiments.querysets_calls import endpoints_offered
 from trainer.config import OFFLINE_URL, PRESETS, ROLES, EndpointConfig, RunConfig, config_from_dict, load_preset, preset_names, sections
 from trainer.errors import ConfigError
 from trainer.plan import Stage
@@ -257,8 +258,8 @@ ROLES_WITH_ENDPOINT = {
 
 
 def endpoint_configs() -> dict[str, EndpointConfig]:
-    """The endpoints a run may use, by name: the rows, and the offline teacher of this machine where no row has its name."""
-    rows = {endpoint.name: endpoint.config() for endpoint in Endpoint.objects.all()}
+    """The endpoints a new run may use, by name: rows that are not archived, and this machine's offline teacher where no row has its name."""
+    rows = {endpoint.name: endpoint.config() for endpoint in endpoints_offered()}
     return rows if OFFLINE in rows else {**rows, OFFLINE: offline_endpoint()}
 
 

@@ -395,6 +395,18 @@ def test_an_archived_one_is_folded_away_and_comes_back(client_of, big):
     assert (f"/endpoints/{big.pk}/", "big") in links(body(client.get("/endpoints/")))
 
 
+def test_an_archived_one_is_not_offered_to_new_runs_and_is_refused_where_it_is_sent_all_the_same(client_of, big):
+    client = client_of("member")
+    assert 'value="big"' in body(client.get("/runs/new?preset=demo"))
+    Endpoint.objects.update(archived_at=timezone.now())
+    page = client.get("/runs/new?preset=demo")
+    assert 'value="big"' not in body(page)
+    sent = {field.html_name: field.value() for field in page.context["form"] if field.value() not in (None, False)}
+    refused = client.post("/runs/new?preset=demo", {**sent, "new_experiment": "archived", "endpoint": "big"})
+    assert refused.status_code == 422
+    assert "endpoint" in refused.context["form"].errors
+
+
 def test_archiving_twice_keeps_the_first_time_and_says_nothing(client_of, big):
     client = client_of("admin")
     client.post(f"/endpoints/{big.pk}/archive", follow=True)
