@@ -258,7 +258,7 @@ ROLES_WITH_ENDPOINT = {
 
 
 def endpoint_configs() -> dict[str, EndpointConfig]:
-    """The endpoints a new run may use, by name: rows that are not archived, and this machine's offline teacher where no row has its name."""
+    """The endpoints a new run may use, by name: rows not archived, and this machine's offline teacher where no row has its name."""
     rows = {endpoint.name: endpoint.config() for endpoint in endpoints_offered()}
     return rows if OFFLINE in rows else {**rows, OFFLINE: offline_endpoint()}
 

@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from experiments.budget_form import BudgetForm
 from experiments.endpoint_board import limit_words, read_endpoint, states_of
@@ -19,6 +19,7 @@ from experiments.services import endpoint_archive as archives
 from experiments.services.endpoint_tests import try_out
 from experiments.templatetags.lionweb import setting_value
 from experiments.templatetags.money import price
+from experiments.views.methods import post_from
 from experiments.views.paging import page_of
 
 HOLDS = (
@@ -53,8 +54,8 @@ def endpoint(request: HttpRequest, endpoint_id: int) -> HttpResponse:
     return render(request, "endpoint.html", _context(get_endpoint(endpoint_id)))
 
 
+@post_from("endpoint")
 @requires("member")
-@require_POST
 def endpoint_test(request: HttpRequest, endpoint_id: int) -> HttpResponse:
     """Try the endpoint, and say what came of it: beside the button, or on the whole page where there is no script."""
     found = get_endpoint(endpoint_id)
@@ -112,8 +113,8 @@ def _edit(request: HttpRequest, endpoint: Endpoint) -> HttpResponse:
     return render(request, "endpoint_edit.html", context, status=422 if form.errors else 200)
 
 
+@post_from("endpoint")
 @requires("admin")
-@require_POST
 def endpoint_archive(request: HttpRequest, endpoint_id: int) -> HttpResponse:
     """Offer an endpoint to no new run."""
     found = get_endpoint(endpoint_id)
@@ -122,8 +123,8 @@ def endpoint_archive(request: HttpRequest, endpoint_id: int) -> HttpResponse:
     return redirect("endpoint", found.pk)
 
 
+@post_from("endpoint")
 @requires("admin")
-@require_POST
 def endpoint_restore(request: HttpRequest, endpoint_id: int) -> HttpResponse:
     """Offer an archived endpoint again."""
     found = get_endpoint(endpoint_id)

@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 from django.views.decorators.vary import vary_on_headers
 
 from experiments import querysets_calls
@@ -19,6 +19,7 @@ from experiments.roles import requires
 from experiments.services.budget_changes import set_budget
 from experiments.services.budgets import is_spent, spent
 from experiments.views.endpoints import get_endpoint
+from experiments.views.methods import post_from
 from experiments.views.paging import page_of_many
 from experiments.views.people import signed_in
 from experiments.views.runs import get_run
@@ -82,8 +83,8 @@ def _uses(found: Completion) -> dict[str, Any]:
     }
 
 
+@post_from("run")
 @requires("admin")
-@require_POST
 def run_budget(request: HttpRequest, run_id: int) -> HttpResponse:
     """Set a run's budget; whoever launched the run gave it its first. Where the run had stopped at it, it goes on."""
     run = get_run(run_id)
