@@ -41,8 +41,6 @@ ODD_REPLIES = 5
 """So many replies that are no chat completions, from an endpoint that never sent one, and it is another kind of server."""
 
 LARGEST_TURN = 200
-MANY, GATHER_S = 16, 0.015
-"""With so many calls under way, a turn waits so long (s) for others to join: a quarter of the turns, at a hundredth of their latency."""
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 20.0
 
 
@@ -362,7 +360,7 @@ class _Desk:
                 await self._take_turn(done, wanted)
 
     async def _something_to_do(self) -> None:
-        await asyncio.sleep(GATHER_S if self._at_work >= MANY else 0)  # lets others join: a turn has a price of its own
+        await asyncio.sleep(0)  # lets those who are ready join
         if self._done or self._fresh:
             return
         self._wake.clear()
