@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,8 @@ from django.contrib.auth.models import User
 from django.db import DataError, OperationalError, connection
 from django.db.models import Sum
 
-from experiments.models import Budget, Completion, Endpoint, Job, LedgerLine, Pace, PendingCall, Run
+from experiments import models
+from experiments.models import Budget, Completion, Job, LedgerLine, Pace, PendingCall, Run
 from experiments.services import call_rows, jobs
 from experiments.services.calls import PostgresCalls
 from experiments.services.endpoints import live_endpoints
@@ -21,7 +23,12 @@ from experiments.states import JobState
 from tests import make
 from trainer import records
 from trainer.calls import Call, Done, Outcome, Turn
+from trainer.completions import Endpoint
 from trainer.config import EndpointConfig, RoleConfig, RunConfig
+from trainer.demo.chat import MODEL
+from trainer.demo.knobs import Knobs
+from trainer.demo.process import OfflineTeacher
+from trainer.errors import BudgetSpent
 from trainer.plan import Stage, Step
 from trainer.wire import call_of, completion_key, request_of
 
@@ -319,6 +326,25 @@ def test_a_budget_of_n_calls_never_makes_one_more_with_eight_workers_at_it(run: 
     assert_ledger_adds_up()
 
 
+def test_a_server_is_asked_as_often_as_the_budget_says_by_eight_workers_together(run: Run, job: Job) -> None:
+    Budget.objects.create(run=run, most_calls=50)
+    with OfflineTeacher(Knobs(latency_ms=5)) as server:
+        endpoint = replace(CONFIG, base_url=server.base_url, model=MODEL)
+        config = replace(run.run_config(), endpoints={"fake": endpoint})
+
+        async def ask(worker: int) -> None:
+            async with Endpoint("fake", endpoint, PostgresCalls(config, job=job), environ={}) as client:
+                messages = [{"role": "user", "content": f"reverse: {worker}"}]
+                asked = (client.complete("teacher", messages, ROLE, sample=n) for n in range(30))
+                outcomes = await asyncio.gather(*asked, return_exceptions=True)
+            assert {type(outcome) for outcome in outcomes} <= {records.Completion, BudgetSpent}
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda worker: asyncio.run(ask(worker)), range(8)))
+        stats = server.stats()
+    assert (stats["charged"], stats["answered"], Completion.objects.count(), PendingCall.objects.count()) == (50, 50, 50, 0)
+
+
 def test_a_budget_that_is_set_in_the_middle_of_a_run_holds_from_the_next_call(run: Run, job: Job) -> None:
     calls = calls_of(job)
     calls.turn("fake", [], [call(1)])
@@ -355,7 +381,7 @@ def test_calls_that_are_given_up_while_a_budget_is_read_are_counted_all_the_same
 
 
 def test_an_endpoints_budget_holds_for_all_runs(job: Job, person: Callable[[Any], User], config: RunConfig) -> None:
-    endpoint = Endpoint.objects.create(name="fake", base_url=CONFIG.base_url, model="fake")
+    endpoint = models.Endpoint.objects.create(name="fake", base_url=CONFIG.base_url, model="fake")
     Budget.objects.create(endpoint=endpoint, most_calls=1)
     other = make.make_run(person("admin"), config=config, name="another")
     others = make.make_job(other.iterations.get(), Stage.IMITATION, Step.TEACHER_RESPONSES)
@@ -364,12 +390,12 @@ def test_an_endpoints_budget_holds_for_all_runs(job: Job, person: Callable[[Any]
 
 
 def test_limits_and_prices_are_todays_and_what_makes_an_answer_is_the_runs(config: RunConfig) -> None:
-    Endpoint.objects.create(
+    models.Endpoint.objects.create(
         name="fake", base_url=CONFIG.base_url, model="fake", rpm=60, price_input=3.0, structured="json_schema", extra="{}"
     )
     live = live_endpoints(config)["fake"]
     assert (live.rpm, live.price_input, live.structured, live.extra) == (60, 3.0, "text", "")
-    Endpoint.objects.update(model="another")
+    models.Endpoint.objects.update(model="another")
     assert live_endpoints(config)["fake"] == CONFIG
 
 
@@ -381,7 +407,7 @@ def test_a_job_that_stopped_at_a_budget_waits_until_it_is_raised(run: Run, job: 
 
 
 def test_an_endpoint_that_was_corrected_before_it_answered_is_taken_up_by_a_resumed_run(run: Run, job: Job) -> None:
-    Endpoint.objects.create(name="fake", base_url="http://127.0.0.1:2/v1", model="corrected", key_env="")
+    models.Endpoint.objects.create(name="fake", base_url="http://127.0.0.1:2/v1", model="corrected", key_env="")
     jobs.end(job, JobState.FAILED, reason="Nobody listens there.")
     jobs.resume_run(run)
     frozen = Run.objects.get(pk=run.pk).run_config().endpoints["fake"]
@@ -392,7 +418,7 @@ def test_an_endpoint_that_gave_answers_stays_as_the_run_froze_it(run: Run, job: 
     calls = calls_of(job)
     calls.turn("fake", [], [call(1)])
     calls.turn("fake", [answered(call(1))], [])
-    Endpoint.objects.create(name="fake", base_url="http://127.0.0.1:2/v1", model="corrected", key_env="")
+    models.Endpoint.objects.create(name="fake", base_url="http://127.0.0.1:2/v1", model="corrected", key_env="")
     jobs.end(job, JobState.FAILED, reason="Nobody listens there.")
     jobs.resume_run(run)
     assert Run.objects.get(pk=run.pk).run_config().endpoints["fake"] == CONFIG
