@@ -24,6 +24,8 @@ LIVE_RUN = frozenset({RunState.QUEUED, RunState.RUNNING, RunState.STOPPING})
 WAITING_RUN = frozenset({RunState.FAILED, RunState.STOPPED})
 """A run in one of these states goes on once a person says so, maybe on another page: its page asks now and then."""
 
+ASKS_SELDOM_FOR = timedelta(hours=1)
+
 UNITS = {Step.TUNING: "steps", Step.CANDIDATES: "new", Step.BENCHMARKS: "answers", Step.JUDGEMENTS: "judged"}
 
 
@@ -102,6 +104,12 @@ class Board:
     def waiting(self) -> bool:
         """Whether somebody may make the run go on."""
         return self.run.state in WAITING_RUN
+
+    @property
+    def asks_seldom(self) -> bool:
+        """Whether the page of a waiting run still asks: somebody may yet look at why it waits. After that, a reload tells."""
+        ended = [job.ended_at for job in self.jobs if job.ended_at]
+        return self.waiting and bool(ended) and timezone.now() - max(ended) < ASKS_SELDOM_FOR
 
     @property
     def attempts(self) -> list[tuple[Job, int]]:

@@ -270,15 +270,14 @@ def offline_endpoint() -> EndpointConfig:
 
 
 def _matching_endpoint(name: str, wanted: EndpointConfig | None, known: Mapping[str, EndpointConfig]) -> str:
-    """The name under which a config's endpoint is known here: by address and model, else by name (it was corrected), else ""."""
+    """The name under which a config's endpoint is known here: its own (it may have been corrected), else by address and model, else ""."""
     if wanted is None:
         return ""
     if wanted.base_url == OFFLINE_URL:
         return OFFLINE
-    return next(
-        (known_as for known_as, c in known.items() if (c.base_url, c.model) == (wanted.base_url, wanted.model)),
-        name if name in known else "",
-    )
+    if name in known:  # key, prices, limits and budget go with it, which another endpoint at the same address may have otherwise
+        return name
+    return next((known_as for known_as, c in known.items() if (c.base_url, c.model) == (wanted.base_url, wanted.model)), "")
 
 
 def _endpoint_words(name: str, config: EndpointConfig) -> str:

@@ -24,10 +24,13 @@ E = TypeVar("E", bound=BaseException)
 LONGEST_REASON = 500
 """Characters of what a server says that are kept."""
 CALLS_PATH = "/chat/completions"
+GAVE_UP_WAITING = (408, 504, 524)
+"""A gateway lost patience with the server behind it, which may have answered, and charged."""
 _NO_CREDIT = "insufficient_quota"
 _NOT_SUPPORTED = re.compile(
     r"(?:unsupported (?:parameter|value)|unrecognized request argument supplied)[:s]* ['\"`]?([\w.]+)", re.IGNORECASE
 )
+_TOO_LARGE = re.compile(r"request (is )?too large", re.IGNORECASE)
 _NO_TLS = "WRONG_VERSION_NUMBER"
 _LATER = "Nothing is lost: calls go on when the endpoint is well again."
 _KEEPS_ADDRESS = (
@@ -41,9 +44,13 @@ def explain(name: str, url: str, config: EndpointConfig, error: Exception, *, ke
 
     key: what must not be in the words, whatever the server says.
     """
+    problem = _explain(f"Endpoint {name!r} ({url})", config, error, key)
+    return problem if problem is error or not key or key not in str(problem) else type(problem)(without_key(str(problem), key))
+
+
+def _explain(where: str, config: EndpointConfig, error: Exception, key: str) -> Exception:
     import openai
 
-    where = f"Endpoint {name!r} ({url})"
     if isinstance(error, openai.APIConnectionError):
         return _explain_connection(where, config, error)
     if isinstance(error, openai.APIResponseValidationError | json.JSONDecodeError):
@@ -62,6 +69,8 @@ def outcome_of(error: Exception, problem: Exception) -> Outcome:
         return Outcome.REFUSED
     if isinstance(error, openai.RateLimitError):
         return Outcome.LIMITED
+    if isinstance(error, openai.APIStatusError) and error.status_code in GAVE_UP_WAITING:
+        return Outcome.UNANSWERED
     never_sent = isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout)
     return Outcome.FAILED if never_sent or isinstance(error, openai.APIStatusError) else Outcome.UNANSWERED
 
@@ -87,6 +96,9 @@ def _explain_connection(where: str, config: EndpointConfig, error: openai.APICon
     tls = _first(causes, ssl.SSLError)
     if tls:
         return _explain_tls(where, tls)
+    broken = _first(causes, httpx2.RemoteProtocolError)
+    if broken:
+        return TeacherUnavailable(f"{where} was reached and gave no whole answer: {broken}. {_LATER}")
     reason = error.__cause__ or error
     words = storable(str(reason)) or type(reason).__name__
     return TeacherUnavailable(f"{where} could not be reached: {words}. Check the address and that the server runs.")
@@ -118,6 +130,8 @@ def _explain_status(where: str, config: EndpointConfig, error: openai.APIStatusE
             f"{where} does not know the model {config.model!r} or the path: {said} {_path_hint(config.base_url)}"
             f"Correct the endpoint. {_KEEPS_ADDRESS}"
         )
+    if status == 429 and _TOO_LARGE.search(said):
+        return RequestRefused(f"{where} will never take this request under its limits: {said}")
     if status == 429:
         return TeacherUnavailable(
             f"{where} answers 429 (too many requests). Lower 'calls at once' or its limits, or resume later. It said: {said}"

@@ -34,6 +34,8 @@ MOST_BYTES = 100_000_000
 """Of the file of a batch: half of what OpenAI takes, for the whole of it is in memory while it is sent."""
 SLOWEST = 100_000
 """Bytes a second: the slowest line that a file has the time for."""
+CREATE_S = 120.0
+"""So long an endpoint may take to make a batch of a file. Fixed, for other processes go by it too: see `BatchApi.lost_s`."""
 LONGEST_ID = 200
 LONGEST_REASON = 2000
 
@@ -41,8 +43,8 @@ COMPLETED, FAILED = "completed", "failed"
 OVER = frozenset({COMPLETED, FAILED, "expired", "cancelled"})
 
 
-class Gone(Exception):
-    """The provider knows nothing of a batch, or has deleted its answers: they may have been made and paid."""
+class Gone(TeacherUnavailable):
+    """The provider says it has no such batch, or not its answers, which may have been made and paid. It may be wrong."""
 
 
 class TooSlow(TeacherUnavailable):
@@ -77,21 +79,27 @@ async def open_batch_api(
     key = key_of(name, config, environ)
     http = httpx2.AsyncClient(follow_redirects=False, transport=Transport(guard, limits=httpx2.Limits()))
     async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, http_client=http) as client:
-        yield BatchApi(name, config, client)
+        yield BatchApi(name, lambda: config, client)
 
 
 class BatchApi:
     """The Batch API of one endpoint. Raises ConfigError, TeacherUnavailable and RequestRefused."""
 
-    def __init__(self, name: str, config: EndpointConfig, client: openai.AsyncOpenAI) -> None:
+    def __init__(self, name: str, settings: Callable[[], EndpointConfig], client: openai.AsyncOpenAI) -> None:
+        """settings: of the endpoint, as they are when they are asked for."""
         self.name = name
-        self.config = config
+        self._settings = settings
         self._client = client
+
+    @property
+    def config(self) -> EndpointConfig:
+        """The settings as they are now."""
+        return self._settings()
 
     @property
     def lost_s(self) -> float:
         """So long after it was last heard of, a submission is over: it arrived, or never will. Twice what `create` may take."""
-        return 2 * self.config.timeout_s
+        return 2 * CREATE_S
 
     async def upload(self, batch_id: str, calls: Sequence[Call]) -> str:
         """Send the requests of a batch; gives the file's id. Nothing is begun by it, and nothing paid."""
@@ -105,7 +113,7 @@ class BatchApi:
 
     async def create(self, batch_id: str, file_id: str) -> str:
         """Make a batch of a file; gives the provider's id. After a TeacherUnavailable it may have been made all the same."""
-        async with self._within(self.config.timeout_s, "take a batch") as timeout:
+        async with self._within(CREATE_S, "take a batch") as timeout:
             made = await self._client.batches.create(
                 input_file_id=file_id,
                 endpoint="/v1/chat/completions",
@@ -120,8 +128,8 @@ class BatchApi:
         if not batch.remote_id:
             return await self._look_for(batch.id)
         found = await self._retrieve(batch.remote_id) or await self._look_for(batch.id)
-        if found is None:  # a stray 404 would have been one for the list as well
-            raise Gone(f"The provider does not know batch {batch.remote_id} any more.")
+        if found is None:
+            raise Gone(f"The provider does not know batch {batch.remote_id}.")
         return found
 
     async def _retrieve(self, remote_id: str) -> RemoteBatch | None:
@@ -145,19 +153,16 @@ class BatchApi:
                     break
         return None
 
-    async def lines(self, remote: RemoteBatch, *, most_bytes: int) -> list[str]:
-        """The lines of the files of a batch that is over, answers and errors. most_bytes: they may have time for. Raises Gone."""
+    async def lines(self, remote: RemoteBatch, file_id: str, *, most_bytes: int) -> list[str]:
+        """The lines of a file of a batch that is over. most_bytes: it may have time for. Raises Gone."""
         import openai
 
-        lines: list[str] = []
-        for file_id in remote.file_ids:
-            async with self._within(self._time_for(most_bytes), f"send the answers of batch {remote.id}", late=TooSlow) as timeout:
-                try:
-                    content = await self._client.files.content(file_id, timeout=timeout)
-                except openai.NotFoundError as error:
-                    raise Gone(f"The provider has deleted file {file_id} of batch {remote.id}: {self.clean(error.message)}") from error
-            lines += content.content.decode("utf-8", "replace").split("\n")
-        return [line for line in lines if line.strip()]
+        async with self._within(self._time_for(most_bytes), f"send the answers of batch {remote.id}", late=TooSlow) as timeout:
+            try:
+                content = await self._client.files.content(file_id, timeout=timeout)
+            except openai.NotFoundError as error:
+                raise Gone(f"The provider does not have file {file_id} of batch {remote.id}: {self.clean(error.message)}") from error
+        return [line for line in content.content.decode("utf-8", "replace").split("\n") if line.strip()]
 
     def clean(self, text: str) -> str:
         """What the provider says, fit to be stored and shown: without our key, which some servers say back."""

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from trainer.batch_api import FAILED, MOST_BYTES, BatchApi, is_too_much, line_of
-from trainer.batch_results import Fetched, Fetcher, LetGo, Snatched, slices
-from trainer.calls import Batch, Call, Calls, Done, Outcome
+from trainer.batch_api import FAILED, MOST_BYTES, BatchApi, Gone, is_too_much, line_of
+from trainer.batch_results import Fetched, Fetcher, LetGo, Missing, Snatched, slices
+from trainer.calls import Batch, Call, Calls, Done, Outcome, Turn
 from trainer.config import EndpointConfig
 from trainer.errors import BudgetSpent, ConfigError, RequestRefused, ResponseFormatError, TeacherUnavailable, TrainerError
 from trainer.records import Completion
@@ -40,7 +40,6 @@ PATIENCE_S = 6 * 3600.0
 MOST_DOUBLINGS = 6
 FAILED_LINES = 20
 """So many calls that failed by their own lines, with no answer among them, and it is the endpoint that is at fault."""
-UNSAID = "The batch was completed without a word of it."
 
 
 @dataclass
@@ -54,7 +53,11 @@ class _Wish:
 
 
 class _Setbacks:
-    """What went wrong through the endpoint's fault, one after another: when to try again, and how long this has been going on."""
+    """What went wrong through the endpoint's fault, one after another: when to try again, and how long this has been going on.
+
+    It is in one of three states: clear (no setback, from the start and after `clear`), waiting (from a setback, or a batch that went out
+    after one, until `until`), trying (after that, until the next setback). What is added while a setback is waited for is the same one.
+    """
 
     def __init__(self, first_s: float) -> None:
         """first_s: the first wait; each one is twice as long as that before, up to 64 times, and somewhat at random."""
@@ -96,29 +99,32 @@ class BatchDesk:
     def __init__(
         self,
         name: str,
-        config: EndpointConfig,
+        settings: Callable[[], EndpointConfig],
         calls: Calls,
         client: openai.AsyncOpenAI,
         *,
         thread: Executor,
         on_pause: Callable[[str], None] = lambda text: None,
+        on_turn: Callable[[Turn], None] = lambda turn: None,
         poll_s: float = POLL_S,
         quiet_s: float = 1.0,
         patience_s: float = PATIENCE_S,
         largest: int = 20_000,
         most_bytes: int = MOST_BYTES,
     ) -> None:
-        """thread: where the methods of `calls` run. on_pause: told why batches are waited for, and "" when they are not any more.
+        """settings: of the endpoint as they are now; calls are settled by the same prices as they are held. thread: where the methods of
+        `calls` run. on_pause: told why batches are waited for, and "" when they are not any more. on_turn: told what came of each turn
+        that calls were asked for in, and with it the settings that go for them.
 
         A batch is handed over when no call came for quiet_s, or `largest` are there; most_bytes: of its file.
         """
         self._name = name
-        self._config = config
         self._calls = calls
-        self._api = BatchApi(name, config, client)
-        self._fetcher = Fetcher(calls, self._api, thread=thread)
+        self._api = BatchApi(name, settings, client)
+        self._fetcher = Fetcher(calls, self._api, thread=thread, missing=Missing(patience_s))
         self._do = self._fetcher.do
         self._on_pause = on_pause
+        self._on_turn = on_turn
         self._poll_s = poll_s
         self._quiet_s = quiet_s
         self._patience_s = patience_s
@@ -162,7 +168,7 @@ class BatchDesk:
         if self._stopping:
             raise asyncio.CancelledError
         if call.key not in self._wishes:
-            size = len(line_of(call, self._config).encode("utf-8", "replace"))
+            size = len(line_of(call, self._api.config).encode("utf-8", "replace"))
             self._wishes[call.key] = _Wish(call, asyncio.get_running_loop().create_future(), size)
             self._fresh[call.key] = None
             self._last_came = time.monotonic()
@@ -199,7 +205,7 @@ class BatchDesk:
     async def _round(self) -> None:
         """Take in what has ended, where that is due, and hand over what is wanted."""
         if time.monotonic() >= self._poll_at:
-            await self._fetch_all()
+            await self._ask_after_all()
         if time.monotonic() >= self._hand_over_at and not self._stopping:
             permitted = await self._ask(self._next_batch())
             if permitted:
@@ -228,6 +234,7 @@ class BatchDesk:
         permitted: list[Call] = []
         for some in slices(wanted):
             turn = await self._do(self._calls.turn, self._name, [], some)
+            self._on_turn(turn)
             for key, completion in turn.found.items():
                 self._resolve(key, completion)
             permitted += [call for call in some if call.key in turn.permitted]
@@ -255,16 +262,15 @@ class BatchDesk:
         except TrainerError as problem:
             await self._not_take(batch, problem)
             return
-        if file_id:
+        if file_id and not self._stopping:
             await self._create(batch, file_id)
         else:
             await self._do(self._calls.close_batch, batch.id, state=FAILED, error="The job stopped before this batch was sent.")
 
     async def _upload(self, batch_id: str, calls: Sequence[Call]) -> str:
-        """Send the requests; "" where we stop meanwhile."""
-        sending = asyncio.ensure_future(self._api.upload(batch_id, calls))
+        """Send the requests; "" where we stop."""
         try:
-            return await self._fetcher.while_ours(batch_id, sending, every_s=self._api.lost_s / 6)
+            return await self._fetcher.while_ours(batch_id, self._api.upload(batch_id, calls), every_s=self._api.lost_s / 6)
         except LetGo:
             return ""
 
@@ -295,48 +301,45 @@ class BatchDesk:
 
     # In
 
-    async def _fetch_all(self) -> None:
+    async def _ask_after_all(self) -> None:
         """Ask after all open batches of the endpoint, whoever submitted them; what they do not hold may be asked for now."""
         held: set[str] = set()
         self._under_way = False
         try:
             open_batches = await self._do(self._calls.batches, self._name)
             for batch in open_batches:
-                if self._stopping or not await self._fetch(batch):
+                if self._stopping or not await self._ask_after(batch):
                     held |= batch.keys
             self._unread = {batch.id: self._unread[batch.id] for batch in open_batches if batch.id in self._unread}
         finally:
             self._poll_at = time.monotonic() + self._poll_s
         self._fresh = {key: None for key in self._wishes if key not in held}
 
-    async def _fetch(self, batch: Batch) -> bool:
+    async def _ask_after(self, batch: Batch) -> bool:
         """Whether the batch has ended. One that cannot be read stays open, and holds up nobody but whoever waits for it."""
         if batch.id in self._unread and time.monotonic() < self._unread[batch.id].until:
             return False
-        try:
-            fetched = await self._fetcher.fetch(batch, every_s=self._poll_s)
-        except TrainerError as problem:
-            self._count_unread(batch, problem)
-            return False
+        fetched = await self._fetcher.fetch(batch, every_s=self._poll_s)
         if fetched is None:
             self._under_way |= batch.id not in self._unread
             return False
-        self._unread.pop(batch.id, None)
-        if not fetched.over:
-            self._under_way = True
-            return False
-        self._take_in(batch, fetched)
-        return True
+        self._tell(batch, fetched)
+        if fetched.trouble is not None:
+            self._count_unread(batch, fetched.trouble)
+        else:
+            self._unread.pop(batch.id, None)
+            self._under_way |= not fetched.over
+        return fetched.over
 
     def _count_unread(self, batch: Batch, problem: TrainerError) -> None:
         trouble = self._unread.setdefault(batch.id, _Setbacks(self._poll_s))
         trouble.add(f"Batch {batch.remote_id or batch.id} cannot be asked after: {problem}")
-        if trouble.last_for(self._patience_s):
+        if trouble.last_for(self._patience_s) and not isinstance(problem, Gone):  # that one is given up, and its calls are made again
             since = f"This has gone on for {_duration(self._patience_s)}, so the stage stopped."
             self._reject(batch.keys, TeacherUnavailable(f"{trouble.words} {since} The batch stays open: resume to ask again."))
 
-    def _take_in(self, batch: Batch, fetched: Fetched) -> None:
-        """Tell whoever waits what came of a batch that is over."""
+    def _tell(self, batch: Batch, fetched: Fetched) -> None:
+        """Tell whoever waits what came of a batch, and learn from it."""
         for end in fetched.ends:
             if end.completion is not None:
                 self._resolve(end.call.key, end.completion)
@@ -348,15 +351,13 @@ class BatchDesk:
             self._split(batch)
         failed = [end for end in fetched.ends if end.completion is None]
         if not fetched.answered:
-            self._failed_lines |= {end.call.key for end in failed} | fetched.unsaid
-        if len(self._failed_lines) >= FAILED_LINES:
-            said = failed[-1].error if failed else UNSAID
-            self._not_answered.add(f"{len(self._failed_lines)} calls failed in batches and none was answered. The last one: {said}")
+            self._failed_lines |= {end.call.key for end in failed}
+        if failed and len(self._failed_lines) >= FAILED_LINES:
+            last = failed[-1].error
+            self._not_answered.add(f"{len(self._failed_lines)} calls failed in batches and none was answered. The last one: {last}")
             return
         for end in failed:
             self._count_line(end)
-        for key in fetched.unsaid:
-            self._count_failure(key, UNSAID)
 
     def _count_line(self, end: Done) -> None:
         if end.outcome is Outcome.REFUSED:
@@ -368,7 +369,7 @@ class BatchDesk:
         wish = self._wishes.get(key)
         if wish is not None:
             wish.failures += 1
-            if wish.failures > self._config.retries:
+            if wish.failures > self._api.config.retries:
                 self._reject([key], ResponseFormatError(f"No answer after {wish.failures} batches. The last one: {said}"))
 
     # Whoever waits

@@ -51,8 +51,8 @@ class Purse:
             return f"The budget of {self.owner} is spent: {self.spent_calls:,} of {self.most_calls:,} calls are made. Raise it to go on."
         spent, most, wanted = (n / NANODOLLARS for n in (self.spent_nanodollars, self.most_nanodollars or 0, call.most_nanodollars))
         return (
-            f"The budget of {self.owner} is spent: ${spent:,.4f} of ${most:,.4f}, and the next call can cost up to ${wanted:,.4f}. "
-            "Raise it to go on."
+            f"The budget of {self.owner} has no room for the next call, which can cost up to ${wanted:,.4f}: "
+            f"${spent:,.4f} of ${most:,.4f} are spent. Raise it to go on."
         )
 
 

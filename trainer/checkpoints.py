@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainer.config import RunConfig, config_from_dict, endpoint_of
+from trainer.config import RunConfig, endpoint_of, stored_config
 from trainer.errors import ConfigError, NoSpace
 from trainer.prompts import PROMPT_VERSION, STRUCTURED_PROMPT_VERSION
 from trainer.roles import CheckpointInfo
@@ -156,7 +156,7 @@ def write_checkpoint(path: Path, manifest: Manifest, save: Callable[[Path], None
     """
     with writing_whole(path, needed=weight_bytes + SPARE_BYTES) as folder:
         save(folder)
-        versions = library_versions() | prompt_versions(config_from_dict(manifest.config))
+        versions = library_versions() | prompt_versions(stored_config(manifest.config))
         complete = replace(manifest, versions=versions, files=_digests(folder))
         text = json.dumps(asdict(complete), indent=2, ensure_ascii=False, sort_keys=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import trainer.errors
-from trainer.config import config_from_dict
+from trainer.config import stored_config
 from trainer.errors import Cancelled, ConfigError, TrainerError
 from trainer.jsonl import read_jsonl
 from trainer.records import BenchmarkItem, Example, Instruction, Metric, Origin
@@ -101,7 +101,7 @@ def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]
     from trainer.student import LocalStudent
 
     student = LocalStudent(
-        config_from_dict(task["config"]),
+        stored_config(task["config"]),
         Path(task["folder"]),
         Path(task["start"]) if task["start"] else None,
         iteration=task["iteration"],

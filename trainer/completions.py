@@ -40,7 +40,12 @@ REFUSED_ITEMS = 20
 ODD_REPLIES = 5
 """So many replies that are no chat completions, from an endpoint that never sent one, and it is another kind of server."""
 
+MOST_LIMITED = 12
+"""A call that was answered 429 so often in a row, while at least as many others were answered, is itself what the server will not take."""
+
 LARGEST_TURN = 200
+KEPT_S = 4.0
+"""How long an idle connection is kept: many servers hang up after 5, and a call that is sent just then counts as one that may be paid."""
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 20.0
 
 
@@ -83,7 +88,8 @@ class Endpoint:
         self._desk = _Desk(name, calls, most_at_once=lambda: self.config.max_at_once, on_turn=self._after_turn)
         self._refused: set[str] = set()
         self._odd_replies = 0
-        self._structured_refused = False
+        self._has_structured: bool | None = None
+        """Whether the server has structured output; None as long as none of its answers says."""
         self._closing = asyncio.Event()
         self._batches: BatchDesk | None = None
         self._client: openai.AsyncOpenAI | None = None
@@ -100,7 +106,7 @@ class Endpoint:
 
         from trainer.transport import Transport
 
-        transport = Transport(self._guard, limits=httpx2.Limits())  # how many go at once is for the pace to say
+        transport = Transport(self._guard, limits=httpx2.Limits(keepalive_expiry=KEPT_S))  # how many go at once is for the pace to say
         self._client = openai.AsyncOpenAI(
             base_url=self.url,
             api_key=self._key,
@@ -149,20 +155,30 @@ class Endpoint:
     async def _answer(self, call: Call, settings: EndpointConfig) -> Completion:
         """The stored answer, or that of the first attempt that has one."""
         failures = limited = 0
+        answered_before, refusal = self.asked, None
         while True:
             found = await self._desk.ask(call)
             if found is not None:
                 self.from_store += 1
                 return found
-            done, problem = await self._attempt(call, settings)
+            structured = "response_format" in call.request and refusal is None and self._has_structured is not False
+            done, problem = await self._attempt(call, settings, structured=structured)
             await self._desk.end(done)
             if done.completion is not None:
                 self.asked += 1
+                if "response_format" in call.request:
+                    self._has_structured = structured
                 return done.completion
+            assert problem is not None
             if done.outcome is Outcome.REFUSED:
-                raise await self._blame(call, problem)
+                if structured and self._has_structured is None and _blames_the_request(problem):
+                    refusal = problem  # a server without structured output may say so in any words: the same is asked without
+                    continue
+                raise await self._blame(call, refusal or problem)
             if done.outcome is Outcome.LIMITED:
-                limited += 1  # not its fault, and not the endpoint's where it was the only one
+                limited += 1
+                if limited >= MOST_LIMITED and self.asked - answered_before >= MOST_LIMITED:
+                    raise ResponseFormatError(f"Answered 429 {limited} times, while other calls were answered. The last one: {problem}")
                 await self._pause_for(done.told.retry_after_s or FIRST_BACKOFF_S * 2 ** min(limited - 1, 4))
                 continue
             if self._pause:
@@ -175,7 +191,15 @@ class Endpoint:
     async def _answer_in_batch(self, call: Call) -> Completion:
         if self._batches is None:
             assert self._client is not None, "use the endpoint as an async context manager"
-            self._batches = BatchDesk(self.name, self.config, self._calls, self._client, thread=self._desk.thread, on_pause=self._tell_wait)
+            self._batches = BatchDesk(
+                self.name,
+                lambda: self.config,
+                self._calls,
+                self._client,
+                thread=self._desk.thread,
+                on_pause=self._tell_wait,
+                on_turn=self._after_turn,
+            )
             self._batches.start()
         completion = await self._batches.answer(call)
         self.asked += 1
@@ -193,44 +217,27 @@ class Endpoint:
             return
         raise asyncio.CancelledError
 
-    async def _attempt(self, call: Call, settings: EndpointConfig) -> tuple[Done, Exception]:
-        """Make the call once. Gives how it ended, and the error in words where it has no answer."""
+    async def _attempt(self, call: Call, settings: EndpointConfig, *, structured: bool) -> tuple[Done, Exception | None]:
+        """Make the call once. Gives how it ended, and the error in words where it has no answer.
+
+        Not by `chat.completions.create`: the types of all its parameters take a quarter of a call's time.
+        """
         import openai
 
+        body, key = body_of(call.request, self.config), call.key
+        if "response_format" in body and not structured:
+            del body["response_format"]
+            key = f"{call.key}-text"  # another body is another request
         started = time.monotonic()
         response: httpx2.Response | None = None
         try:
             async with asyncio.timeout(self.config.timeout_s):
-                response = await self._post(call)
+                response = await self._send(body, key)
             completion = read_reply(call, json.loads(response.content), settings, latency_s=time.monotonic() - started)
         except (openai.OpenAIError, TimeoutError, ValueError, RecursionError, ResponseFormatError) as error:
             outcome, problem, told = self._sort_odd(response) if response is not None else self._sort(error)
             return Done(call=call, outcome=outcome, told=told, error=str(problem)), problem
-        return Done(call=call, outcome=Outcome.ANSWERED, completion=completion, told=told_of(response.headers)), AssertionError()
-
-    async def _post(self, call: Call) -> httpx2.Response:
-        """`chat.completions.create` without the types of all its parameters, which take a quarter of a call's time.
-
-        A server that has no structured output may say so in any words: where it refuses a request with it, the same is asked without.
-        """
-        import openai
-
-        body = body_of(call.request, self.config)
-        plain = {name: value for name, value in body.items() if name != "response_format"}
-        if plain == body:
-            return await self._send(body, call.key)
-        plain_key = f"{call.key}-text"  # another body is another request
-        if self._structured_refused:
-            return await self._send(plain, plain_key)
-        try:
-            return await self._send(body, call.key)
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            try:
-                response = await self._send(plain, plain_key)
-            except openai.APIStatusError:
-                raise error from None  # it was not the structured output
-            self._structured_refused = True
-            return response
+        return Done(call=call, outcome=Outcome.ANSWERED, completion=completion, told=told_of(response.headers)), None
 
     async def _send(self, body: Mapping[str, Any], idempotency_key: str) -> httpx2.Response:
         import httpx2
@@ -239,7 +246,7 @@ class Endpoint:
         options: Any = {
             # The same key on a repeat lets a server that honours it answer without charging again.
             "headers": {"Idempotency-Key": idempotency_key},
-            "timeout": httpx2.Timeout(self.config.timeout_s, connect=self.config.connect_timeout_s),
+            "timeout": httpx2.Timeout(self.config.timeout_s, connect=min(self.config.connect_timeout_s, 0.9 * self.config.timeout_s)),
             "security": {"bearer_auth": True},
         }
         return await self._client.post(CALLS_PATH, cast_to=httpx2.Response, body=dict(body), options=options)
@@ -252,6 +259,7 @@ class Endpoint:
         if isinstance(error, TimeoutError):
             error = openai.APITimeoutError(request=httpx2.Request("POST", self.url))
         problem = explain(self.name, self.url, self.config, error, key=self._key)
+        problem.__cause__ = None if problem is error else error
         told = told_of(error.response.headers) if isinstance(error, openai.APIStatusError) else Told()
         return outcome_of(error, problem), problem, told
 
@@ -406,6 +414,8 @@ class _Desk:
                 future = self._wanted.pop(call.key)[1]
                 if not future.done():
                     future.set_exception(BudgetSpent(turn.refused))
+            elif call.key in self._wanted:  # behind those that were not asked for: it may wait for somebody's batch
+                self._wanted[call.key] = self._wanted.pop(call.key)
 
     def _resolve(self, call: Call, answer: Completion | None) -> None:
         """Hand over what came of a wish. A permission that nobody waits for any more is given back by the next turn."""
@@ -414,6 +424,10 @@ class _Desk:
             future.set_result(answer)
         elif answer is None:
             self._done.append((Done(call=call, outcome=Outcome.UNSENT), asyncio.get_running_loop().create_future()))
+
+
+def _blames_the_request(problem: Exception) -> bool:
+    return getattr(problem.__cause__, "status_code", None) in (400, 422)
 
 
 def _not_this_api(name: str, url: str) -> ConfigError:

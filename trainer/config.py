@@ -366,8 +366,31 @@ def load_preset(name: str) -> RunConfig:
 
 
 def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
-    """Build and check a config from plain data. Raises ConfigError naming every refused field at once."""
+    """Make a new config from plain data, with every check. Raises ConfigError naming every refused field at once."""
     wrong: dict[str, str] = {}
+    config = _build(data, wrong)
+    if not wrong:
+        _check_whole(config, wrong)
+        _check_endpoints(config, wrong)
+    _refuse(wrong)
+    return config
+
+
+def stored_config(data: Mapping[str, Any]) -> RunConfig:
+    """Read back a config that was made before. Raises ConfigError where it cannot be read.
+
+    What endpoints may say is not checked again: a later version may refuse what an earlier one took, and a run is read all the same.
+    """
+    wrong: dict[str, str] = {}
+    config = _build(data, wrong)
+    if not wrong:
+        _check_whole(config, wrong)
+    _refuse(wrong)
+    return config
+
+
+def _build(data: Mapping[str, Any], wrong: dict[str, str]) -> RunConfig:
+    """A config with each setting checked for itself; complaints go to `wrong`."""
     values: dict[str, Any] = {}
     known = sections()
     for name, value in data.items():
@@ -381,12 +404,13 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
         else:
             values[name] = value
     config: RunConfig = build(RunConfig, values, "", wrong)
-    if not wrong:
-        _check_whole(config, wrong)
+    return config
+
+
+def _refuse(wrong: dict[str, str]) -> None:
     if wrong:
         listed = "; ".join(f"{name}: {text}" for name, text in wrong.items())
         raise ConfigError(f"The config was refused. {listed}", fields=wrong)
-    return config
 
 
 def _table(value: Any, name: str, wrong: dict[str, str]) -> Mapping[str, Any]:
@@ -399,16 +423,9 @@ def _table(value: Any, name: str, wrong: dict[str, str]) -> Mapping[str, Any]:
 def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
     """What no single setting can know: that roles name endpoints, that batches divide."""
     for role in ROLES:
-        settings = getattr(config, role)
         name = endpoint_of(config, role)
         if name not in config.endpoints:
             wrong[f"{role}.endpoint"] = f"There is no endpoint {name!r}. Known: {', '.join(config.endpoints) or 'none'}."
-        elif settings.batch and not config.endpoints[name].batch_api:
-            wrong[f"{role}.batch"] = (
-                f"Endpoint {name!r} does not offer the Batch API. Turn batch mode off, or say on the endpoint that it does."
-            )
-    for name, endpoint in config.endpoints.items():
-        wrong |= {f"endpoints.{name}.{setting}": complaint for setting, complaint in refused_settings(endpoint)}
     if not config.student.model.strip():
         wrong["student.model"] = f"Name a student: a Hub name, a local folder or {SCRATCH_MODEL}."
     batch, device = config.imitation.batch_size, config.imitation.device_batch_size
@@ -416,3 +433,20 @@ def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
         wrong["imitation.device_batch_size"] = f"{batch} is not a multiple of {device}: gradient accumulation needs whole batches."
     if config.student.scratch_width % config.student.scratch_heads:
         wrong["student.scratch_heads"] = f"The width {config.student.scratch_width} is not a multiple of {config.student.scratch_heads}."
+
+
+def _check_endpoints(config: RunConfig, wrong: dict[str, str]) -> None:
+    """What a new config may not ask of its endpoints."""
+    for role in batch_roles_without_api(config):
+        wrong[f"{role}.batch"] = (
+            f"Endpoint {endpoint_of(config, role)!r} does not offer the Batch API. "
+            "Turn batch mode off, or say on the endpoint that it does."
+        )
+    for name, endpoint in config.endpoints.items():
+        wrong |= {f"endpoints.{name}.{setting}": complaint for setting, complaint in refused_settings(endpoint)}
+
+
+def batch_roles_without_api(config: RunConfig) -> list[str]:
+    """The roles in batch mode whose endpoint offers no Batch API."""
+    endpoints = {role: config.endpoints.get(endpoint_of(config, role)) for role in ROLES}
+    return [role for role, endpoint in endpoints.items() if endpoint and getattr(config, role).batch and not endpoint.batch_api]

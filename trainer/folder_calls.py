@@ -22,6 +22,7 @@ from trainer.pacing import Pace
 from trainer.records import Completion
 
 BUSY_WAIT_S = 0.1
+NO_BATCHES = "Batch mode needs the web version: the command line makes its calls one by one. Turn batch off."
 
 UNPAID = frozenset({Outcome.LIMITED, Outcome.FAILED, Outcome.REFUSED, Outcome.UNSENT})
 
@@ -77,6 +78,8 @@ class FolderCalls:
         return self._purse.spent_nanodollars
 
     def turn(self, endpoint: str, done: Sequence[Done], wanted: Sequence[Call]) -> Turn:
+        if any(call.batch for call in wanted):  # before anything is permitted, and counted
+            raise ConfigError(NO_BATCHES)
         with self._lock:
             server, now = self._servers[endpoint], self._clock()
             self._end(server, done)
@@ -143,7 +146,7 @@ class FolderCalls:
         return []
 
     def open_batch(self, endpoint: str, batch_id: str, keys: Sequence[str]) -> None:
-        raise ConfigError("Batch mode needs the web version: the command line makes its calls one by one. Turn batch off.")
+        raise ConfigError(NO_BATCHES)
 
     def batch_requests(self, batch_id: str) -> dict[str, Call]:
         return {}

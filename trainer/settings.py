@@ -62,9 +62,9 @@ def checked(spec: Field[Any], kind: Any, value: Any) -> Any:
     elif choices and value not in choices:
         raise ValueError(f"{value!r} is not one of: {', '.join(choices)}.")
     if low is not None and not low <= value:
-        raise ValueError(f"{value:g} is too small: the least is {low:g}.")
+        raise ValueError(f"{value:,.12g} is too small: the least is {low:,.12g}.")
     if high is not None and not value <= high:
-        raise ValueError(f"{value:g} is too large: the most is {high:g}.")
+        raise ValueError(f"{value:,.12g} is too large: the most is {high:,.12g}.")
     return value
 
 

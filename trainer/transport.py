@@ -6,6 +6,7 @@ itself. aiohttp's takes them from a stack (docs/decisions/0005-http-transport.md
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,9 @@ from trainer.addresses import AddressGuard
 from trainer.errors import ConfigError
 
 CHUNK_BYTES = 64 * 1024
+LARGEST_HEADER_BYTES, MOST_HEADERS = 64 * 1024, 1000
+"""Gateways send long ones, and a reply that is not read is one that was paid."""
+LARGEST_WRITE_BYTES = 1 << 20
 SET_BY_HTTPX = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
@@ -43,6 +47,9 @@ class Transport(httpx2.AsyncBaseTransport):
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=SET_BY_HTTPX,
+            max_line_size=LARGEST_HEADER_BYTES,
+            max_field_size=LARGEST_HEADER_BYTES,
+            max_headers=MOST_HEADERS,
             auto_decompress=False,  # httpx2 does
         )
 
@@ -54,7 +61,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 request.method,
                 str(request.url),
                 headers=request.headers.multi_items(),
-                data=body or None,
+                data=io.BytesIO(body) if len(body) > LARGEST_WRITE_BYTES else body or None,
                 allow_redirects=False,
                 # From the wish for a connection until it is there, the look-up of its name included.
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeout.get("connect"), sock_read=timeout.get("read")),
@@ -128,7 +135,9 @@ def _errors_of_httpx(request: httpx2.Request) -> Iterator[None]:
         raise httpx2.ConnectError(str(cause), request=request) from cause
     except aiohttp.ServerTimeoutError as error:
         raise httpx2.ReadTimeout(str(error), request=request) from error
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
-        raise httpx2.RemoteProtocolError(str(error), request=request) from error
+    except aiohttp.ServerDisconnectedError as error:
+        raise httpx2.RemoteProtocolError("the server closed the connection", request=request) from error
+    except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError):  # their words quote what the server sent, which may be the key
+        raise httpx2.RemoteProtocolError("the answer broke off, or is no valid HTTP", request=request) from None
     except (aiohttp.ClientError, OSError) as error:
         raise httpx2.ReadError(str(error), request=request) from error

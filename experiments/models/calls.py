@@ -142,6 +142,7 @@ class PendingCall(models.Model):
 
     class Meta:
         constraints = [models.CheckConstraint(condition=Q(key__regex="^[0-9a-f]{64}$"), name="pending_call_key_is_sha256")]
+        indexes = [models.Index(fields=["pace"], condition=Q(request__isnull=True), name="pending_call_alone")]
 
     def __str__(self) -> str:
         return self.key[:12]

@@ -37,6 +37,7 @@ class Completion(models.Model):
         indexes = [
             models.Index(fields=["line", "created_at", "key"], name="completion_newest"),
             models.Index(fields=["line"], condition=Q(estimated=True), name="completion_estimated"),
+            models.Index(fields=["line"], condition=Q(batch=False), name="completion_not_in_batch"),
         ]
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ from django.db.models import F, Q
 from experiments.models.experiment import Experiment
 from experiments.models.pool import SeedPool
 from experiments.states import LIVE, JobState, Queue
-from trainer.config import RunConfig, config_from_dict
+from trainer.config import RunConfig, stored_config
 from trainer.plan import Stage as StageName
 from trainer.plan import Step
 
@@ -31,8 +31,8 @@ class Run(models.Model):
         return self.name
 
     def run_config(self) -> RunConfig:
-        """The frozen config, checked again as it is read."""
-        return config_from_dict(self.config)
+        """The frozen config. Raises ConfigError where this version cannot read it."""
+        return stored_config(self.config)
 
 
 class Iteration(models.Model):

@@ -13,7 +13,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, close_old_connections, connection
@@ -26,8 +25,8 @@ from experiments.services.endpoints import live_endpoints
 from trainer import calls
 from trainer.addresses import AddressGuard
 from trainer.batch_api import open_batch_api
-from trainer.batch_mode import POLL_S
-from trainer.batch_results import Fetcher
+from trainer.batch_mode import PATIENCE_S, POLL_S
+from trainer.batch_results import Fetcher, Missing
 from trainer.config import OFFLINE_URL, EndpointConfig, RunConfig
 from trainer.errors import ConfigError, TrainerError
 
@@ -36,6 +35,10 @@ logger = logging.getLogger(__name__)
 UNHEARD_S = 3 * POLL_S
 """A job asks more often than this: so long without a question, and there is none."""
 LOOK_EVERY_S = 10.0
+
+_missing = Missing(PATIENCE_S)
+_told: dict[str, str] = {}
+"""What was last said of a batch: the same trouble is told once."""
 
 
 def fetch_until(stop: threading.Event) -> None:
@@ -46,13 +49,22 @@ def fetch_until(stop: threading.Event) -> None:
             fetch_due()
         except (OperationalError, InterfaceError) as error:
             logger.warning("No batches were asked after this time: %s", error)
+        except Exception:  # the outer edge: a sweep whose thread is dead would not be missed
+            logger.exception("no batches were asked after this time")
         stop.wait(LOOK_EVERY_S)
     connection.close()
 
 
 def fetch_due() -> int:
     """Ask after every open batch that nobody asked after for a while. Gives how many of them were over and are stored now."""
-    return sum(_fetch(batch) for batch in _unheard_of())
+    _forget_others(set(Batch.objects.filter(state__in=OPEN_BATCHES).values_list("pk", flat=True)))
+    return sum(_fetch(row) for row in _unheard_of())
+
+
+def _forget_others(open_batches: set[str]) -> None:
+    _missing.keep_only(open_batches)
+    for batch_id in _told.keys() - open_batches:
+        del _told[batch_id]
 
 
 def _unheard_of() -> QuerySet[Batch]:
@@ -68,11 +80,11 @@ def _fetch(row: Batch) -> bool:
         config = _config(row)
         key_env = row.pace.key_env
         if key_env and not os.environ.get(key_env):
-            _say_once(f"Batches of endpoint {name} wait for the next job: {key_env} is not set where the sweep runs.")
+            _tell(row, f"Batches of endpoint {name} wait for the next job: {key_env} is not set where the sweep runs.")
             return False
         return asyncio.run(_ask(row, config, PostgresCalls(config, job=_asker(row.line))))
     except TrainerError as problem:
-        _say_once(f"Batch {row.pk} cannot be asked after: {problem}")
+        _tell(row, f"Batch {row.pk} cannot be asked after: {problem}")
     except (OperationalError, InterfaceError):
         raise
     except Exception:  # the outer edge: one batch must not keep the others from being fetched
@@ -90,10 +102,16 @@ async def _ask(row: Batch, config: RunConfig, kept: PostgresCalls) -> bool:
         try:
             async with open_batch_api(name, endpoint, url=url, guard=guard) as api:
                 batch = calls.Batch(id=row.pk, remote_id=row.remote_id, keys=frozenset())
-                fetched = await Fetcher(kept, api, thread=thread).fetch(batch, every_s=UNHEARD_S)
+                fetched = await Fetcher(kept, api, thread=thread, missing=_missing).fetch(batch, every_s=UNHEARD_S)
         finally:
             thread.submit(kept.close).result()
-    return fetched is not None and fetched.over
+    if fetched is None:
+        return False
+    if fetched.trouble is not None:
+        _tell(row, f"Batch {row.pk} cannot be asked after: {fetched.trouble}")
+    else:
+        _told.pop(row.pk, None)  # trouble that comes back is told again
+    return fetched.over
 
 
 def _config(row: Batch) -> RunConfig:
@@ -121,6 +139,7 @@ def _asker(line: LedgerLine) -> Job | None:
     return Job.objects.filter(stage__iteration=line.iteration, stage__name=line.stage).select_related("stage__iteration").last()
 
 
-@cache
-def _say_once(words: str) -> None:
-    logger.warning("%s", words)
+def _tell(row: Batch, words: str) -> None:
+    if _told.get(row.pk) != words:
+        _told[row.pk] = words
+        logger.warning("%s", words)

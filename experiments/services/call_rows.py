@@ -31,16 +31,18 @@ def keep(rows: Sequence[tuple[Record, int]]) -> set[str]:
     )
 
 
-def end(keys: Sequence[str], *, job: int | None = None, of_anyone: bool = False) -> dict[str, int]:
+def end(keys: Sequence[str], *, job: int | None = None, batch: bool = False, of_anyone: bool = False) -> dict[str, int]:
     """Take away calls on their way: key -> ledger line, of those that were there. Who else ends one of them finds it gone.
 
-    Those of another job than `job` stay, unless `of_anyone`: a worker that was given up for lost may still bring the end of a call that
-    another makes by now.
+    Those of another job than `job` stay, and those in a batch unless it is a `batch` that brings their ends: a worker that was given
+    up for lost may still bring the end of a call that another makes by now. of_anyone: whoever makes them.
     """
+    own = "job_id IS NOT DISTINCT FROM %s AND batch_id IS NULL"
+    whose = "TRUE" if of_anyone else f"({own} OR batch_id IS NOT NULL)" if batch else own
     with connection.cursor() as cursor:
         cursor.execute(
-            f"DELETE FROM {_table(PendingCall)} WHERE key = ANY(%s) AND (%s OR job_id IS NULL OR job_id = %s) RETURNING key, line_id",
-            [list(keys), of_anyone, job],
+            f"DELETE FROM {_table(PendingCall)} WHERE key = ANY(%s) AND {whose} RETURNING key, line_id",
+            [list(keys)] if of_anyone else [list(keys), job],
         )
         return dict(cursor.fetchall())
 

@@ -127,7 +127,10 @@ class PostgresCalls:
         """Keep what was answered; count every end once, though a lost connection may bring it twice."""
         if not done:
             return
-        pending = call_rows.end([end.call.key for end in done], job=self._job.pk if self._job else None)
+        pending: dict[str, int] = {}
+        for batch in {end.call.batch for end in done}:
+            keys = [end.call.key for end in done if end.call.batch == batch]
+            pending |= call_rows.end(keys, job=self._job.pk if self._job else None, batch=batch)
         lines = [pending.get(end.call.key) or self._line(end.call.role, endpoint) for end in done]
         answers = [(end.completion, line) for end, line in zip(done, lines, strict=True) if end.completion is not None]
         fresh = call_rows.keep(answers) if answers else set()
@@ -249,7 +252,13 @@ class PostgresCalls:
     @durable
     def batch_requests(self, batch_id: str) -> dict[str, Call]:
         rows = PendingCall.objects.filter(batch=batch_id).select_related("line")
-        return {row.key: call_of(row.key, row.line.role, row.request or {}, self._config_of(row.request or {}), batch=True) for row in rows}
+        return {row.key: self._call_of_batch(row) for row in rows}
+
+    def _call_of_batch(self, row: PendingCall) -> Call:
+        """The call as it was permitted: it holds what it could cost then."""
+        request = row.request or {}
+        call = call_of(row.key, row.line.role, request, self._config_of(request), batch=True)
+        return replace(call, most_nanodollars=row.most_nanodollars)
 
     def _config_of(self, request: Mapping[str, Any]) -> EndpointConfig:
         """The endpoint of ours that is the request's server and model: another run may have it under another name."""
@@ -261,7 +270,9 @@ class PostgresCalls:
     @durable
     def update_batch(self, batch_id: str, *, remote_id: str = "", state: str = "", done: int | None = None, error: str = "") -> None:
         told = {"remote_id": remote_id, "state": state, "done": done, "error": error}
-        models.Batch.objects.filter(pk=batch_id).update(**{name: value for name, value in told.items() if value not in ("", None)})
+        models.Batch.objects.filter(pk=batch_id, state__in=OPEN_BATCHES).update(
+            **{name: value for name, value in told.items() if value not in ("", None)}
+        )
 
     @durable
     def poll_batch(self, batch_id: str, *, every_s: float) -> bool:

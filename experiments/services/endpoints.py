@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from experiments.models import Endpoint, LedgerLine, Run
-from trainer.config import EndpointConfig, RunConfig
+from trainer.config import EndpointConfig, RunConfig, batch_roles_without_api
 
 OPERATIONAL = (
     *("price_input", "price_cached", "price_output"),
@@ -27,17 +27,20 @@ def live_endpoints(config: RunConfig) -> dict[str, EndpointConfig]:
 
 
 def take_up_corrections(run: Run) -> list[str]:
-    """Freeze anew, as they are now, the endpoints that never gave the run an answer; the names of those that differ.
+    """Freeze anew, as they are now, the endpoints that never gave the run an answer; the roles that leave batch mode by it.
 
-    So a wrong address or model is corrected on the endpoint's page. Where there are answers, other ones would be mixed with them.
+    So a wrong address or model is corrected on the endpoint's page, and a role calls at once where its endpoint turned out to offer no
+    Batch API. Where there are answers, other ones would be mixed with them.
     """
     config = run.run_config()
     lines = LedgerLine.objects.filter(run=run)
     answered = set((lines.filter(calls__gt=0) | lines.filter(saved__gt=0)).values_list("endpoint", flat=True))
     rows = Endpoint.objects.filter(name__in=set(config.endpoints) - answered)
     now = {row.name: row.config() for row in rows}
-    changed = sorted(name for name, endpoint in now.items() if endpoint != config.endpoints[name])
-    if changed:
-        run.config = replace(config, endpoints={**config.endpoints, **now}).as_dict()
+    corrected = replace(config, endpoints={**config.endpoints, **now})
+    out_of_batch = batch_roles_without_api(corrected)
+    corrected = replace(corrected, **{role: replace(getattr(corrected, role), batch=False) for role in out_of_batch})
+    if corrected != config:
+        run.config = corrected.as_dict()
         run.save(update_fields=["config"])
-    return changed
+    return out_of_batch

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import current_app
 from django.conf import settings
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
@@ -26,6 +26,7 @@ from experiments.services.calls import give_up, give_up_calls_of
 from experiments.services.endpoints import take_up_corrections
 from experiments.states import LIVE, MOST_CRASHES, JobState, Queue
 from lionweb.broker import BROKER_ERRORS, delete_delivered_messages
+from trainer.errors import ConfigError
 from trainer.plan import GPU_STEPS, Planned, Step, plan
 from trainer.plan import Stage as StageName
 from trainer.text import storable
@@ -122,32 +123,30 @@ def begin_items(job: Job, *, before: int, total: int) -> None:
     Job.objects.filter(pk=job.pk).update(items_before=min(before, total) if total else 0, items_done=before, items_total=total)
 
 
-def end(job: Job, state: str, *, reason: str = "", note: str = "", items_done: int | None = None, over_budget: bool = False) -> bool:
-    """End a job this worker holds, and queue what comes next. False where it was no longer ours.
-
-    A job that stopped although nobody asks its run to stop (its worker shuts down, or the run was resumed meanwhile) is followed
-    by a new one at once; one that stopped at a budget waits until that is raised, unless it was raised meanwhile.
-    """
-    only_if = Q(worker=job.worker)
-    return _end(job, state, only_if=only_if, reason=reason, note=note, items_done=items_done, over_budget=over_budget)
-
-
-def _end(
+def end(
     job: Job,
     state: str,
     *,
-    only_if: Q,
+    only_if: Q | None = None,
     reason: str = "",
     note: str = "",
     items_done: int | None = None,
     over_budget: bool = False,
 ) -> bool:
-    values: dict[str, Any] = {"reason": storable(reason), "note": storable(note), "ended_at": Now(), "over_budget": over_budget}
-    if items_done is not None:
-        values["items_done"] = items_done
+    """End a job, and queue what comes next. False where the job is no longer as `only_if` says; None: held by this worker.
+
+    A job that stopped although nobody asks its run to stop (its worker shuts down, or the run was resumed meanwhile) is followed
+    by a new one at once; one that stopped at a budget waits until that is raised, unless it was raised meanwhile. Where the run's
+    config cannot be read, nobody knows what comes next: the job failed.
+    """
     with transaction.atomic():
         run = _locked(_run_id(job))
-        if not move(job.pk, state, only_if=only_if, **values):
+        if state in (JobState.FINISHED, JobState.CRASHED) and (problem := _unreadable(run)):
+            state, reason = JobState.FAILED, f"{reason} {problem}".strip()
+        values: dict[str, Any] = {"reason": storable(reason), "note": storable(note), "ended_at": Now(), "over_budget": over_budget}
+        if items_done is not None:
+            values["items_done"] = items_done
+        if not move(job.pk, state, only_if=Q(worker=job.worker) if only_if is None else only_if, **values):
             return False
         give_up_calls_of(job)
         if state in (JobState.FINISHED, JobState.CRASHED):
@@ -156,6 +155,15 @@ def _end(
             _queue_again(run, job)
     logger.info("job %s %s %s", job.pk, state, reason)
     return True
+
+
+def _unreadable(run: Run) -> str:
+    """Why the run's config cannot be read; "" where it can."""
+    try:
+        run.run_config()
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def stop_run(run: Run) -> None:
@@ -172,15 +180,17 @@ def stop_run(run: Run) -> None:
             )
 
 
-def resume_run(run: Run) -> None:
+def resume_run(run: Run) -> list[str]:
     """Go on with a run that was stopped or failed; what is done stays done.
 
-    An endpoint that was corrected before it gave the run any answer is taken up as it is now.
+    An endpoint that was corrected before it gave the run any answer is taken up as it is now. Gives the roles that leave batch mode,
+    since their endpoint offers no Batch API. Raises ConfigError where the run's config cannot be read.
     """
     with transaction.atomic():
-        take_up_corrections(_locked(run.pk))
+        out_of_batch = take_up_corrections(_locked(run.pk))
         Run.objects.filter(pk=run.pk).update(stop_requested_at=None)
         advance(run.pk, retry=True)
+    return out_of_batch
 
 
 def go_on_from_budgets() -> int:
@@ -207,8 +217,7 @@ def sweep() -> dict[str, int]:
     lost = 0
     lease_is_over = Q(lease_expires_at__lt=Now())
     for job in Job.objects.filter(lease_is_over, state=JobState.RUNNING).select_related("stage__iteration"):
-        reason = f"Worker {job.worker} was not heard of any more; the job was given to another."
-        lost += _end(job, JobState.CRASHED, only_if=lease_is_over, reason=reason)
+        lost += _end_lost(job, only_if=lease_is_over)
     waiting = Job.objects.filter(state=JobState.QUEUED).filter(Q(sent_at__isnull=True) | Q(sent_at__lt=timezone.now() - RESEND_AFTER))
     unannounced = list(waiting)
     for job in unannounced:
@@ -220,6 +229,18 @@ def sweep() -> dict[str, int]:
         "given_up": _give_up_lost_calls(),
         "messages": delete_delivered_messages(),
     }
+
+
+def _end_lost(job: Job, *, only_if: Q) -> bool:
+    """End a job whose worker is gone. The outer edge: what is wrong with one job keeps no other from being swept."""
+    reason = f"Worker {job.worker} was not heard of any more; the job was given to another."
+    try:
+        return end(job, JobState.CRASHED, only_if=only_if, reason=reason)
+    except (OperationalError, InterfaceError):  # the database is away: for all of them
+        raise
+    except Exception:
+        logger.exception("lost job %s could not be ended", job.pk)
+        return False
 
 
 @transaction.atomic

@@ -24,7 +24,8 @@ from experiments.views.paging import page_of
 
 HOLDS = (
     "Limits, prices and timeouts hold at once, for runs that are under way as well, but for more calls at once, which the next step takes "
-    "up; address, model, structured output and extra parameters stay as each run froze them."
+    "up; address, model, structured output and extra parameters stay as each run froze them. A run that "
+    "has no answer from it takes them all up: stop it, and resume it."
 )
 
 ZERO_WORDS = {"rpm": "as it tells", "input_tpm": "none known", "output_tpm": "none known", "price_cached": "as other input"}

@@ -21,6 +21,7 @@ from experiments.services.budgets import budgets_in_the_way
 from experiments.states import RunState
 from experiments.views.methods import post_from
 from experiments.views.paging import page_of
+from trainer.errors import ConfigError
 
 
 def get_run(run_id: int) -> Any:
@@ -31,14 +32,27 @@ def get_run(run_id: int) -> Any:
 @require_GET
 def run(request: HttpRequest, run_id: int) -> HttpResponse:
     found = get_run(run_id)
-    context = {**_board_context(read_board(found)), "settings": config_rows([found.config])}
+    try:
+        context = {**_board_context(read_board(found)), "settings": config_rows([found.config])}
+    except ConfigError as error:
+        return _unreadable(request, found, error)
     return render(request, "run.html", context)
 
 
 @require_GET
 def run_live(request: HttpRequest, run_id: int) -> HttpResponse:
     """The part of the run page that changes; once the run is final it asks no more."""
-    return render(request, "_run_live.html", _board_context(read_board(get_run(run_id))))
+    found = get_run(run_id)
+    try:
+        context = _board_context(read_board(found))
+    except ConfigError as error:
+        return _unreadable(request, found, error)
+    return render(request, "_run_live.html", context)
+
+
+def _unreadable(request: HttpRequest, found: Run, error: ConfigError) -> HttpResponse:
+    """A run whose config this version cannot read: what is wrong with it, and its ledger and instructions behind the tabs."""
+    return render(request, "run_unreadable.html", {"run": found, "problem": str(error)}, status=422)
 
 
 def _board_context(board: Board) -> dict[str, Any]:
@@ -95,8 +109,14 @@ def run_resume(request: HttpRequest, run_id: int) -> HttpResponse:
         owners = " and ".join(f"run {budget.run}" if budget.run else f"endpoint {budget.endpoint}" for budget in in_the_way)
         messages.warning(request, f"The budget of {owners} has no room for the next call: the run goes on once that is raised.")
         return redirect("run", run_id)
-    jobs.resume_run(found)
+    try:
+        out_of_batch = jobs.resume_run(found)
+    except ConfigError as error:
+        messages.error(request, str(error))
+        return redirect("run", run_id)
     messages.success(request, "The run goes on where it was.")
+    if out_of_batch:
+        messages.info(request, f"No longer in batch mode, since the endpoint offers no Batch API: {', '.join(out_of_batch)}.")
     return redirect("run", run_id)
 
 

@@ -157,7 +157,7 @@ class Scene:
         told = {"poll_s": 0.2, "quiet_s": 0.1, **options}
         http = httpx.AsyncClient(transport=network, timeout=5.0)
         async with openai.AsyncOpenAI(base_url=self.config.base_url, api_key="none", max_retries=0, http_client=http) as client:
-            desk = BatchDesk("fake", self.config, calls, client, thread=thread, **told)
+            desk = BatchDesk("fake", lambda: self.config, calls, client, thread=thread, **told)
             desk.start()
             try:
                 yield desk
@@ -191,6 +191,12 @@ class Scene:
 
 
 Setting = Callable[..., Scene]
+
+
+@pytest.fixture(autouse=True)
+def quick_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that makes a batch of a file within a second, or never."""
+    monkeypatch.setattr(batch_api, "CREATE_S", 1.0)
 
 
 @pytest.fixture
@@ -282,7 +288,8 @@ def test_lines_that_make_no_sense_are_passed_over_and_what_they_hide_is_asked_fo
     scene = setting()
     assert all_answered(scene.ask(scene.wanted(6), network=Tampering(garble)), scene.wanted(6))
     line = LedgerLine.objects.get()
-    assert (line.calls, line.unanswered, line.failed) == (Completion.objects.count(), 1, 1)
+    assert (line.calls, line.unanswered, line.failed) == (Completion.objects.count(), 3, 0)
+    assert line.calls + line.unanswered == scene.charged()
     assert list(Batch.objects.values_list("calls", flat=True)) == [3, 6]
     assert not PendingCall.objects.exists()
 
@@ -458,13 +465,49 @@ def test_a_batch_that_can_never_be_read_stops_those_who_wait_for_it_and_no_other
 def test_answers_that_the_provider_has_deleted_count_as_unanswered_and_are_asked_for_again(setting: Setting) -> None:
     scene = setting()
     wanted = scene.wanted(5)
-    assert all_answered(scene.ask(wanted, network=answers(404, to=fetches_answers)), wanted)
+    not_there = answers(404, to=fetches_answers, times=5)
+    ends = scene.ask(wanted, network=not_there, patience_s=0.5)
+    assert {type(end) for end in ends} == {TeacherUnavailable}
+    assert all_answered(scene.ask(wanted), wanted)
     line = LedgerLine.objects.get()
     assert (line.calls, line.unanswered) == (5, 5)
     assert line.unanswered_nanodollars == sum(call.most_nanodollars for call in wanted)
     again, gone = Batch.objects.all()
     assert (again.state, gone.state) == ("completed", "failed")
-    assert "has deleted file" in gone.error
+    assert "does not have file" in gone.error
+
+
+def test_answers_that_are_read_are_kept_though_the_file_of_errors_is_missed_for_a_while(setting: Setting) -> None:
+    scene = setting(Knobs(batch_s=0.3, batch_failed=0.3))
+    files: list[str] = []
+
+    async def miss_the_second(request: httpx.Request) -> httpx.Response | None:
+        if not fetches_answers(request):
+            return None
+        files.append(request.url.path)
+        return httpx.Response(404, json={"error": {"message": "No such file."}}, request=request) if len(files) == 2 else None
+
+    wanted = scene.wanted(10)
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, network=Meddling(miss_the_second)), wanted)
+    assert files[1] != files[0]
+    assert LedgerLine.objects.get().unanswered == 0
+
+
+def test_a_file_of_answers_that_is_missed_once_is_asked_for_again(setting: Setting) -> None:
+    scene = setting()
+    wanted = scene.wanted(5)
+    with each_paid_once(scene, wanted):
+        assert all_answered(scene.ask(wanted, network=answers(404, to=fetches_answers)), wanted)
+    assert Batch.objects.count() == 1
+
+
+def test_lines_that_cannot_be_read_count_against_the_budget(setting: Setting) -> None:
+    scene = setting()
+    Budget.objects.create(run=scene.run, most_calls=6)
+    ends = scene.ask(scene.wanted(6), network=Tampering(lambda lines: ['{"cut'] * len(lines)))
+    assert all(isinstance(end, BudgetSpent) for end in ends)
+    assert scene.charged() == LedgerLine.objects.get().unanswered == 6
 
 
 def test_a_batch_that_seems_unknown_is_looked_for_before_it_is_given_up(setting: Setting) -> None:
@@ -500,8 +543,8 @@ def test_a_large_file_has_time_and_nobody_takes_its_batch_for_lost_meanwhile(set
 
     def lost_s_is_over_and_it_is_not_lost() -> bool:
         batch = Batch.objects.annotate(age=Now() - F("created_at")).get()
-        assert not other.poll_batch(batch.pk, every_s=2 * scene.config.timeout_s)
-        return batch.age > timedelta(seconds=2.5 * scene.config.timeout_s)  # type: ignore[no-any-return]
+        assert not other.poll_batch(batch.pk, every_s=2 * batch_api.CREATE_S)
+        return batch.age > timedelta(seconds=2.5 * batch_api.CREATE_S)  # type: ignore[no-any-return]
 
     async def hold_up(request: httpx.Request) -> httpx.Response | None:
         if sends_requests(request):

@@ -238,6 +238,26 @@ def test_calls_that_never_got_into_their_batch_were_not_sent(job: Job) -> None:
     assert (LedgerLine.objects.get().unanswered, PendingCall.objects.count()) == (0, 0)
 
 
+def test_the_end_of_a_lost_workers_call_leaves_the_same_call_in_anothers_batch_alone(job: Job) -> None:
+    late = calls_of(job)
+    late.turn("fake", [], [call(1)])
+    jobs.end(job, JobState.CRASHED)
+    later = calls_of(another_job(job))
+    later.turn("fake", [], [batch_call(1)])
+    later.open_batch("fake", "b1", [batch_call(1).key])
+    late.turn("fake", [Done(call=call(1), outcome=Outcome.UNANSWERED)], [])
+    assert PendingCall.objects.get().batch_id == "b1"
+
+
+def test_a_batch_that_is_over_is_not_opened_by_late_news(job: Job) -> None:
+    calls = calls_of(job)
+    calls.turn("fake", [], [batch_call(1)])
+    calls.open_batch("fake", "b1", [batch_call(1).key])
+    calls.close_batch("b1", state="completed")
+    calls.update_batch("b1", state="in_progress", done=1)
+    assert models.Batch.objects.get().state == "completed"
+
+
 def test_calls_that_wait_for_their_batch_take_no_place_of_others(job: Job) -> None:
     calls_of(job).turn("fake", [], [batch_call(n) for n in range(200)])
     assert calls_of(another_job(job)).turn("fake", [], [call(1000)]).permitted == {call(1000).key}
@@ -291,7 +311,8 @@ def test_a_budget_permits_what_it_can_pay_and_says_what_is_missing(run: Run, job
     while made:
         turn = calls.turn("fake", [Done(call=c, outcome=Outcome.UNANSWERED) for c in made], [call(n) for n in range(10)])
         made = [call(n) for n in range(10) if call(n).key in turn.permitted]
-    assert f"The budget of run {run} is spent" in turn.refused
+    assert f"The budget of run {run} " in turn.refused
+    assert turn.refused.endswith("Raise it to go on.")
     assert LedgerLine.objects.get().unanswered == 4
 
 

@@ -133,6 +133,51 @@ def test_a_worker_that_comes_back_late_finds_its_job_gone_and_ends_nothing(run: 
     assert successor.state == JobState.RUNNING
 
 
+def break_config(run: Run) -> None:
+    Run.objects.filter(pk=run.pk).update(config={**run.config, "of_another_version": 1})
+
+
+def test_a_lost_job_of_a_run_that_cannot_be_read_fails_in_words_and_holds_no_other_up(run: Run) -> None:
+    unreadable = make.make_run(run.owner, name="unreadable")
+    jobs.advance(unreadable.pk)
+    broken, sound = claimed(unreadable), claimed(run)
+    break_config(unreadable)
+    expire(broken)
+    expire(sound)
+    assert jobs.sweep()["lost"] == 2
+    broken.refresh_from_db()
+    assert broken.state == JobState.FAILED
+    assert "of_another_version" in broken.reason
+    assert only_live_job(run).state == JobState.QUEUED
+
+
+def test_an_error_with_one_lost_job_leaves_the_others_to_be_swept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make.make_run(run.owner, name="other")
+    jobs.advance(other.pk)
+    bad, sound = claimed(run), claimed(other)
+    expire(bad)
+    expire(sound)
+    grasp = jobs.end
+
+    def end(job: Job, state: str, **values: Any) -> bool:
+        if job.pk == bad.pk:
+            raise ValueError("nobody foresaw this")
+        return grasp(job, state, **values)
+
+    monkeypatch.setattr(jobs, "end", end)
+    assert jobs.sweep()["lost"] == 1
+    assert only_live_job(other).state == JobState.QUEUED
+
+
+def test_a_run_that_offends_a_newer_check_of_endpoints_goes_on(run: Run) -> None:
+    run.config["endpoints"]["offline"] |= {"base_url": "https://x.example/v1?api-version=preview", "price_cached": 5.0}
+    run.save()
+    job = claimed(run)
+    expire(job)
+    jobs.sweep()
+    assert only_live_job(run).step == job.step
+
+
 def test_a_heartbeat_keeps_a_job_from_the_sweep_and_tells_how_far_it_is(run: Run) -> None:
     job = claimed(run)
     expire(job)
@@ -205,13 +250,13 @@ def test_a_run_resumed_while_its_job_still_stops_goes_on(run: Run) -> None:
 def test_a_heartbeat_between_the_sweeps_look_and_its_grasp_saves_the_job(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     job = claimed(run)
     expire(job)
-    grasp = jobs._end
+    grasp = jobs.end
 
     def late_heartbeat(*args: Any, **values: Any) -> bool:
         jobs.heartbeat(job, items_done=1)
         return grasp(*args, **values)
 
-    monkeypatch.setattr(jobs, "_end", late_heartbeat)
+    monkeypatch.setattr(jobs, "end", late_heartbeat)
     assert jobs.sweep()["lost"] == 0
     job.refresh_from_db()
     assert job.state == JobState.RUNNING

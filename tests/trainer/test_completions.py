@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from trainer.calls import Calls
+from trainer.calls import Call, Calls
 from trainer.completions import ODD_REPLIES, REFUSED_ITEMS, Endpoint
 from trainer.config import EndpointConfig, GeneratorConfig, RoleConfig
-from trainer.errors import BudgetSpent, ConfigError, ResponseFormatError, TeacherUnavailable
+from trainer.errors import BudgetSpent, ConfigError, RequestRefused, ResponseFormatError, TeacherUnavailable
 from trainer.folder_calls import FolderCalls
 from trainer.generator import EndpointGenerator
 from trainer.prompts import REFEREE_SCHEMA
@@ -400,6 +400,69 @@ def test_a_server_without_structured_output_is_asked_without_whatever_its_words_
 
     with_endpoint(config_of(server, structured="json_schema"), store, work)
     assert ["response_format" in request for request in server.calls] == [True, False, False]
+
+
+@pytest.mark.parametrize("hiccup", [refused(429, "slow down"), refused(500, "busy")])
+def test_a_server_without_structured_output_that_is_busy_as_well_is_asked_again(
+    server: FakeServer, store: FolderCalls, hiccup: Reply
+) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Reply:
+        if "response_format" in request:
+            return refused(422, "extra fields")
+        return hiccup if number == 2 else said("hello")
+
+    server.answer = answer
+    config = config_of(server, structured="json_schema", retries=1)
+    completion = with_endpoint(config, store, lambda e: e.complete("referee", MESSAGES, ROLE, schema=REFEREE_SCHEMA))
+    assert completion.text == "hello"
+    assert ["response_format" in request for request in server.calls] == [True, False, False]
+
+
+def test_structured_output_that_worked_is_not_given_up_for_one_request_that_is_refused(server: FakeServer, store: FolderCalls) -> None:
+    server.answer = lambda number, request: refused(400, "content filter") if number == 2 else said("hello")
+
+    async def work(endpoint: Endpoint) -> list[Any]:
+        return [
+            (await asyncio.gather(endpoint.complete("referee", MESSAGES, ROLE, sample=n, schema=REFEREE_SCHEMA), return_exceptions=True))[0]
+            for n in range(3)
+        ]
+
+    outcomes = with_endpoint(config_of(server, structured="json_schema"), store, work)
+    assert [type(outcome).__name__ for outcome in outcomes] == ["Completion", "RequestRefused", "Completion"]
+    assert all("response_format" in request for request in server.calls)
+
+
+def test_a_request_too_large_for_the_limits_is_refused_and_not_asked_for_ever(server: FakeServer, store: FolderCalls) -> None:
+    server.answer = lambda number, request: refused(429, "Request too large for fake on tokens per min: Limit 30000, Requested 40000.")
+    with pytest.raises(RequestRefused, match="Requested 40000"):
+        ask(server, store)
+    assert len(server.calls) == 1
+
+
+def test_a_call_that_is_always_answered_429_ends_while_others_are_answered(server: FakeServer, store: FolderCalls) -> None:
+    def answer(number: int, request: dict[str, Any]) -> Reply:
+        if request["messages"][0]["content"] == "No.":
+            return 429, {"Retry-After-Ms": "1"}, "{}"
+        return said("hello")
+
+    server.answer = answer
+
+    async def work(endpoint: Endpoint) -> list[Any]:
+        others = [endpoint.complete("teacher", MESSAGES, ROLE, sample=n) for n in range(40)]
+        never = endpoint.complete("teacher", [{"role": "user", "content": "No."}], ROLE)
+        return await asyncio.gather(never, *others, return_exceptions=True)
+
+    never, *others = with_endpoint(config_of(server), store, work)
+    assert isinstance(never, ResponseFormatError)
+    assert "Answered 429 12 times" in str(never)
+    assert all(isinstance(other, Completion) for other in others)
+
+
+def test_calls_in_batches_are_refused_before_anything_is_counted(server: FakeServer, store: FolderCalls) -> None:
+    request = Call(key="a" * 64, role="teacher", input_tokens=1, output_tokens=1, batch=True)
+    with pytest.raises(ConfigError, match="Batch mode needs the web version"):
+        store.turn("fake", [], [request])
+    assert not store.unanswered
 
 
 def test_a_refusal_that_is_not_about_structured_output_is_told_as_it_was(server: FakeServer, store: FolderCalls) -> None:

@@ -1,12 +1,13 @@
 """The run page: numbers that add up and open their rows, live until final, failures where they happened, stop and resume."""
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from django.utils import timezone
 
-from experiments.models import Budget, Job
+from experiments.models import Budget, Endpoint, Job
 from tests import make
 from tests.web.pages import asks_the_same_of, body, figure, links, text_of, total
 from trainer.plan import Stage, Step
@@ -265,3 +266,38 @@ def test_settings_are_listed_in_the_order_of_the_config(client_of, finished):
     names = [row.name for row in client_of("viewer").get(f"/runs/{finished.pk}/").context["settings"]]
     assert names[:4] == ["seed", "seed_pool", "loop.iterations", "loop.new_per_iteration"]
     assert names[-1].startswith("endpoints.")
+
+
+def test_a_run_whose_config_cannot_be_read_says_so_on_its_page_and_when_resumed(client_of, person):
+    run = make.make_run(person("member"))
+    make.make_job(run.iterations.get(), Stage.IMITATION, Step.TEACHER_RESPONSES, state="failed")
+    run.config["of_another_version"] = 1
+    run.save()
+    client = client_of("member")
+    for url in (f"/runs/{run.pk}/", f"/runs/{run.pk}/live"):
+        response = client.get(url)
+        assert response.status_code == 422
+        assert "of_another_version: Unknown setting" in text_of(body(response))
+    assert client.post(f"/runs/{run.pk}/resume").status_code == 302
+    assert Job.objects.count() == 1
+
+
+def test_a_batch_run_whose_endpoint_no_longer_offers_batches_is_resumed_without(client_of, person):
+    config = make.make_config()
+    endpoint = replace(config.endpoints["offline"], base_url="https://a.example/v1", batch_api=True)
+    config = replace(config, endpoints={"offline": endpoint}, teacher=replace(config.teacher, batch=True))
+    run = make.make_run(person("member"), config=config)
+    make.make_job(run.iterations.get(), Stage.IMITATION, Step.TEACHER_RESPONSES, state="failed")
+    Endpoint.objects.create(name="offline", base_url="https://a.example/v1", model=endpoint.model, batch_api=False)
+    page = body(client_of("member").post(f"/runs/{run.pk}/resume", follow=True))
+    assert "No longer in batch mode, since the endpoint offers no Batch API: teacher." in page
+    run.refresh_from_db()
+    assert (run.run_config().teacher.batch, run.run_config().endpoints["offline"].batch_api) == (False, False)
+    assert Job.objects.filter(state="queued").exists()
+
+
+def test_the_page_of_a_run_that_has_waited_for_long_asks_no_more(client_of, person):
+    run = make.make_run_until(person("member"), 1, Step.JUDGEMENTS)
+    make.make_job(run.iterations.get(number=1), Stage.DISCRIMINATION, Step.JUDGEMENTS, state="failed")
+    Job.objects.update(ended_at=timezone.now() - timedelta(hours=2))
+    assert "data-live" not in body(client_of("viewer").get(f"/runs/{run.pk}/live"))
