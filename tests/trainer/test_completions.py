@@ -342,6 +342,26 @@ def test_a_server_that_says_the_key_back_does_not_bring_it_into_the_words(server
     assert ("refused the key in MY_KEY" in str(told.value)) is (status == 401)
 
 
+def test_a_server_that_speaks_no_http_and_says_the_key_back_is_told_without_it(store: FolderCalls) -> None:
+    async def say_back(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(next(line for line in head.split(b"\r\n") if b"s3cret" in line) + b"\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def ask_it() -> None:
+        server = await asyncio.start_server(say_back, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        config = EndpointConfig(base_url=url, model="fake", key_env="MY_KEY", retries=0)
+        async with server, Endpoint("fake", config, store, environ={"MY_KEY": "s3cret-s3cret"}) as endpoint:
+            await endpoint.complete("teacher", MESSAGES, ROLE)
+
+    with pytest.raises(ResponseFormatError, match="is no valid HTTP") as told:
+        asyncio.run(ask_it())
+    assert "s3cret" not in str(told.value)
+    assert store.unanswered == {"teacher": 1}
+
+
 def test_a_first_reply_that_was_garbled_is_asked_for_again_and_may_have_been_paid(server: FakeServer, store: FolderCalls) -> None:
     server.answer = lambda number, request: (200, {}, '{"choi') if number == 1 else said("hello")
     assert ask(server, store, retries=1).text == "hello"

@@ -354,6 +354,13 @@ def test_the_judge_may_have_its_own_endpoint(client_of, big):
     assert client.get(f"/runs/new?from={Run.objects.get().pk}").context["form"]["judge_endpoint"].value() == "big"
 
 
+def test_a_run_like_another_has_its_endpoint_and_not_one_at_the_same_address(client_of, big):
+    Endpoint.objects.create(name="another", base_url=big.base_url, model=big.model, key_env="", price_input=9.0)
+    client = client_of("member")
+    client.post("/runs/new?preset=demo", filled(client, endpoint="big"))
+    assert client.get(f"/runs/new?from={Run.objects.get().pk}").context["form"]["endpoint"].value() == "big"
+
+
 def test_the_launch_form_takes_no_more_queries_for_more_runs(client_of, person):
     def add() -> None:
         for i in range(3):
