@@ -36,8 +36,7 @@ from experiments.models import (
 )
 from experiments.states import JobState, Queue
 from trainer.config import RunConfig, load_preset
-from trainer.forecast import ROLE_OF
-from trainer.plan import GPU_STEPS, Planned, Step, plan
+from trainer.plan import GPU_STEPS, ROLE_OF, Planned, Step, plan
 from trainer.plan import Stage as StageName
 from trainer.records import Fate, Label, Order, Origin
 

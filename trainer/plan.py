@@ -36,6 +36,10 @@ STEPS: dict[Stage, tuple[Step, ...]] = {
     Stage.EVALUATION: (Step.BENCHMARKS,),
 }
 
+ROLE_OF = {Step.TEACHER_RESPONSES: "teacher", Step.JUDGEMENTS: "referee", Step.CANDIDATES: "generator"}
+"""The steps that call an endpoint, and the role that does it."""
+STEP_OF = {role: step for step, role in ROLE_OF.items()}
+
 GPU_STEPS = frozenset({Step.TUNING, Step.BENCHMARKS, Step.STUDENT_RESPONSES})
 
 

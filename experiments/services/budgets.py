@@ -11,8 +11,7 @@ from experiments.services.purses import purses, purses_of
 from trainer.budget import Purse
 from trainer.config import endpoint_of
 from trainer.errors import ConfigError
-from trainer.forecast import ROLE_OF
-from trainer.plan import Step
+from trainer.plan import ROLE_OF, Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,10 @@ from experiments.services.endpoints import live_endpoints
 from experiments.states import JobState
 from trainer.config import EndpointConfig, RunConfig, endpoint_of
 from trainer.demo.pool import demo_seed_pool
-from trainer.forecast import LEAST_SEEN, ROLE_OF, STEP_OF, Forecast, Known, Place, Seeds, Seen, forecast
+from trainer.forecast import Forecast, forecast
+from trainer.forecast_basis import LEAST_SEEN, Known, Place, Seeds, Seen
 from trainer.pacing import Pace
-from trainer.plan import Step
+from trainer.plan import ROLE_OF, STEP_OF, Step
 from trainer.prices import likely_tokens
 from trainer.prompts import teacher_messages
 from trainer.records import Instruction

@@ -18,8 +18,7 @@ from experiments.models import Experiment, Iteration, Job, Metric, Run, Verdict
 from experiments.views.paging import page_of
 from trainer.config import EndpointConfig, endpoint_of
 from trainer.errors import ConfigError
-from trainer.forecast import ROLE_OF
-from trainer.plan import Step
+from trainer.plan import ROLE_OF, Step
 from trainer.records import Label
 
 RECENT_RUNS = 20

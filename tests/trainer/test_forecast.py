@@ -7,18 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config import RunConfig, load_preset
-from trainer.forecast import (
+from trainer.forecast import Forecast, forecast
+from trainer.forecast_basis import (
     ACCEPTED_SHARE,
     BATCH_CALLS,
     CALL_S,
     MOST_PER_S,
     OFFLINE_ACCEPTED_SHARE,
     OFFLINE_PER_S,
-    Forecast,
     Known,
     Seeds,
     Seen,
-    forecast,
 )
 from trainer.loop import BATCHED_AT_ONCE
 from trainer.pace_parts import FoundRate, Slots
