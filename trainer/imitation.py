@@ -37,23 +37,13 @@ from transformers.trainer_callback import PrinterCallback
 
 from trainer.checkpoints import SPARE_BYTES, Manifest, find_checkpoint, require_space, write_checkpoint, writing_whole
 from trainer.config import RunConfig
+from trainer.encoding import encode_prompts, encode_texts
 from trainer.errors import Cancelled, ConfigError
+from trainer.models import check_precision, context_of, device, dtype_of, load_model, load_tokenizer, memory_errors, pad_id_of
 from trainer.records import Example, Metric
 from trainer.roles import CheckpointInfo
 from trainer.seeds import derive_seed, stream
-from trainer.student import (
-    check_precision,
-    context_of,
-    device,
-    dtype_of,
-    encode_prompts,
-    encode_texts,
-    load_model,
-    load_tokenizer,
-    memory_errors,
-    never,
-    pad_id_of,
-)
+from trainer.speaker import never
 
 log = logging.getLogger(__name__)
 

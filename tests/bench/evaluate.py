@@ -12,8 +12,9 @@ from tests.bench.report import Bar, Figure, in_turn
 from tests.bench.students import demo_config, demo_examples, tune
 from trainer.benchmarks import get_benchmark
 from trainer.config import RunConfig
+from trainer.encoding import encode_prompts
 from trainer.records import BenchmarkItem, Instruction
-from trainer.student import LocalStudent, encode_prompts
+from trainer.student import LocalStudent
 
 ONE_BY_ONE = 120
 """So many of the items, evenly from all of them, are enough to know the speed of one after the other."""

@@ -64,7 +64,7 @@ def settings_of(data: str) -> tuple[RunConfig, list[Example]]:
 def tune_once(side: str, data: str) -> dict[str, float]:
     """Response tokens per second of one tuning, its imports left out, and the peak memory of this process."""
     from trainer import imitation
-    from trainer.student import load_tokenizer, pad_id_of
+    from trainer.models import load_tokenizer, pad_id_of
 
     config, examples = settings_of(data)
     tokenizer = load_tokenizer(config, None)

@@ -12,8 +12,9 @@ from typing import Any
 from tests.bench.report import Bar, Figure, in_turn, say
 from tests.bench.students import demo_config, ragged_examples, ragged_instructions, tune
 from trainer.config import RespondConfig, RunConfig
+from trainer.encoding import encode_prompts
 from trainer.records import Response
-from trainer.student import LocalStudent, encode_prompts
+from trainer.student import LocalStudent
 
 COUNT = 256
 ONE_BY_ONE = 48

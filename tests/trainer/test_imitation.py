@@ -14,8 +14,10 @@ from trainer import checkpoints
 from trainer.checkpoints import read_checkpoint, verify_checkpoint
 from trainer.config import RunConfig, config_from_dict
 from trainer.errors import Cancelled, ConfigError, NoSpace
+from trainer.models import byte_tokenizer, load_model
 from trainer.records import Example, Instruction, Metric, Response
-from trainer.student import LocalStudent, byte_tokenizer, load_model, never
+from trainer.speaker import never
+from trainer.student import LocalStudent
 
 torch = pytest.importorskip("torch")
 imitation = pytest.importorskip("trainer.imitation")

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from trainer.config import RunConfig, config_from_dict
+from trainer.encoding import encode_prompts, encode_texts
 from trainer.errors import Cancelled, ConfigError, OutOfMemory
+from trainer.models import byte_tokenizer, memory_errors
 from trainer.records import BenchmarkItem, Instruction, Response
-from trainer.student import LocalStudent, Speaker, byte_tokenizer, encode_prompts, encode_texts, load_speaker, memory_errors, plan_batches
+from trainer.speaker import Speaker, load_speaker, plan_batches
+from trainer.student import LocalStudent
 
 
 def make_config(*, seed: int = 5, student: dict[str, Any] | None = None, respond: dict[str, Any] | None = None) -> RunConfig:
@@ -150,7 +153,7 @@ def test_another_seed_or_iteration_draws_other_texts(tmp_path: Path) -> None:
 def test_samples_follow_the_model_s_probabilities() -> None:
     import torch
 
-    from trainer.student import gumbel_noise
+    from trainer.speaker import gumbel_noise
 
     logits = torch.tensor([0.0, 1.0, 2.0])
     rows = 4000
@@ -207,7 +210,7 @@ def test_a_stop_while_answering_keeps_nothing_of_that_batch(tmp_path: Path) -> N
 def test_the_scratch_student_is_the_same_for_the_same_seed_and_leaves_the_global_stream_alone() -> None:
     import torch
 
-    from trainer.student import scratch_llama
+    from trainer.models import scratch_llama
 
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -235,7 +238,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 def test_weights_that_are_not_safetensors_are_refused(tmp_path: Path) -> None:
     import torch
 
-    from trainer.student import scratch_llama
+    from trainer.models import scratch_llama
 
     model = scratch_llama(make_config())
     model.config.save_pretrained(tmp_path)

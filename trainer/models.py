@@ -1,0 +1,208 @@
+"""Students by name: weights and tokenizer from the Hub, a local folder or a checkpoint, or a small Llama from random weights.
+
+Safetensors only, and no code from the Hub. torch and transformers are imported inside the functions: this module is cheap to import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.checkpoints import find_checkpoint
+from trainer.config import SCRATCH_MODEL, RunConfig
+from trainer.errors import ConfigError, OutOfMemory
+from trainer.seeds import derive_seed
+
+if TYPE_CHECKING:
+    import torch
+
+SCRATCH_CONTEXT = 2048
+"""Context of the student made from random weights, in tokens (bytes)."""
+
+SCRATCH_CHAT = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+"""The scratch student's own chat form: a text and a line end. A third of the paper form's bytes, so a third of the time of a small step."""
+
+_HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_NO_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+def device() -> torch.device:
+    """The device the student lives on: the first GPU, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_precision(precision: str, where: torch.device) -> None:
+    """Raise ConfigError where the device cannot hold weights or compute in this precision."""
+    import torch
+
+    text = ""
+    if precision == "fp16" and where.type == "cpu":
+        text = "A CPU cannot tune in fp16. Set student.precision to fp32 (or bf16, which is slower on most CPUs)."
+    elif precision == "bf16" and where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        text = f"{torch.cuda.get_device_name()} cannot compute in bf16. Set student.precision to fp16."
+    if text:
+        raise ConfigError(text, fields={"student.precision": text})
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The torch dtype of a precision's name."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def load_tokenizer(config: RunConfig, start: Path | None) -> Any:
+    """The tokenizer of a checkpoint or of the base student. Raises ConfigError where there is none, or it has no end token."""
+    no_progress_bars()
+    if start is None and config.student.model == SCRATCH_MODEL:
+        return byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    name, revision = (str(start), "") if start else (config.student.model, config.student.revision)
+    with loading_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_at(revision))
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"The tokenizer of {name} has no end token, so the student could not learn to stop. Choose another student.")
+    return tokenizer
+
+
+def no_progress_bars() -> None:
+    """The library's bars for loading and saving weights would run through what the command line prints."""
+    from transformers.utils import logging as transformers_logging
+
+    disable: Any = transformers_logging.disable_progress_bar  # untyped in the library
+    disable()
+
+
+def load_model(config: RunConfig, start: Path | None, *, dtype: torch.dtype, trainable: bool = False) -> Any:
+    """The weights of a checkpoint or of the base student, on the CPU.
+
+    An adapter is loaded on the base its checkpoint names; it stays an adapter when it is to be tuned further as one, and is merged
+    into the base for everything else. Raises ConfigError where there is no such model.
+    """
+    manifest = find_checkpoint(start) if start else None
+    if start is None or manifest is None:
+        return load_base(config, str(start) if start else config.student.model, "" if start else config.student.revision, dtype=dtype)
+    if manifest.method == "full":
+        return load_base(config, str(start), "", dtype=dtype)
+    from peft import PeftModel
+
+    base = load_base(config, manifest.base, manifest.revision, dtype=dtype)
+    with loading_errors(str(start)):
+        model = PeftModel.from_pretrained(base, str(start), is_trainable=trainable and config.student.method == "lora")
+    return model if trainable and config.student.method == "lora" else model.merge_and_unload()
+
+
+def load_base(config: RunConfig, name: str, revision: str, *, dtype: torch.dtype) -> Any:
+    """A whole model by name: scratch-llama, a local folder or a Hub name. Safetensors only, and no code from the Hub."""
+    if name == SCRATCH_MODEL:
+        return scratch_llama(config).to(dtype)
+    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+        raise _no_student(name, "no such folder")
+    from transformers import AutoModelForCausalLM
+
+    with loading_errors(name):
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **_at(revision))
+
+
+def scratch_llama(config: RunConfig) -> Any:
+    """A small Llama over bytes from random weights, the same for the same config seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width, heads = config.student.scratch_width, config.student.scratch_heads
+    shape = LlamaConfig(
+        vocab_size=259,
+        hidden_size=width,
+        intermediate_size=-(-8 * width // 3 // 8) * 8,  # 8/3 of the width, as Llama has it, rounded up to a multiple of 8
+        num_hidden_layers=config.student.scratch_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=SCRATCH_CONTEXT,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "student"))
+        return LlamaForCausalLM(shape)
+
+
+def _at(revision: str) -> dict[str, str]:
+    return {"revision": revision} if revision else {}
+
+
+def _no_student(name: str, reason: str) -> ConfigError:
+    text = f"There is no student {name!r} ({reason}). Set student.model to a Hub name, a local folder or {SCRATCH_MODEL}."
+    return ConfigError(text, fields={"student.model": text})
+
+
+@contextmanager
+def loading_errors(name: str) -> Iterator[None]:
+    """Turn what the libraries say of a missing, refused or unsafe model into one sentence for whoever set up the run."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise _no_student(name, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from error
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Turn the ways a device or a host runs out of memory into OutOfMemory; `what` ends the sentence and says what to lower."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"There is not enough memory for {what}") from error
+    except RuntimeError as error:
+        if any(word in str(error).lower() for word in _NO_MEMORY_WORDS):
+            raise OutOfMemory(f"There is not enough memory for {what}") from error
+        raise
+
+
+def context_of(model: Any) -> int:
+    """How many tokens the model reads and writes in all."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 2**31 - 1)
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """An id to fill batches with. It is never looked at: padding is masked by length."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def byte_tokenizer() -> Any:
+    """The tokenizer of the scratch student: ids 0-255 are bytes, then <s>, </s> and <pad>. Any tool can load it back."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    make: Any = PreTrainedTokenizerFast  # untyped in the library
+
+    specials = {"<s>": 256, "</s>": 257, "<pad>": 258}
+    core = Tokenizer(models.BPE(vocab={**_byte_letters(), **specials}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    return make(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+        model_max_length=SCRATCH_CONTEXT,
+        chat_template=SCRATCH_CHAT,
+    )
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level tokenizers write for each byte: itself where it prints, else one from 256 up."""
+    prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in prints]
+    return {chr(byte) if byte in prints else chr(256 + others.index(byte)): byte for byte in range(256)}
