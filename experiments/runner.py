@@ -106,7 +106,7 @@ def _items(planned: Planned, book: PostgresBook, config: RunConfig) -> tuple[int
             return done, config.loop.new_per_iteration
         case Step.BENCHMARKS:
             return done, sum(len(get_benchmark(name).items()) for name in config.evaluation.benchmarks)
-        case Step.TUNING:
+        case Step.PREFLIGHT | Step.TUNING:
             return 0, 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from trainer.records import BenchmarkItem, Completion, Example, Instruction, Judgement, Metric, Order, Response
+from trainer.records import BenchmarkItem, Completion, Example, Instruction, Judgement, Metric, Order, Preflight, Response, TuningNews
 from trainer.roles import CheckpointInfo
 
 
@@ -97,12 +97,15 @@ class FakeStudent:
             pairs = (tuple(line.split("\t")) for line in (start / "memory.txt").read_text().splitlines())
             self._known = dict(pairs)
 
-    def imitate(self, examples: Sequence[Example], *, iteration: int, on_metric: Callable[[Metric], None]) -> CheckpointInfo:
+    def check(self) -> Preflight:
+        return Preflight(model="fake", method="full", precision="fp32", parameters=1, trainable=1, device="cpu")
+
+    def imitate(self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
         self._known |= {example.instruction.prompt: example.response for example in examples}
         checkpoint = self._folder / f"iteration-{iteration}"
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / "memory.txt").write_text("".join(f"{question}\t{answer}\n" for question, answer in self._known.items()))
-        on_metric(Metric(step=1, steps=1, loss=0.5, learning_rate=0.1))
+        tell(Metric(step=1, steps=1, loss=0.5, learning_rate=0.1))
         return CheckpointInfo(path=checkpoint, step=1, first_loss=1.0, last_loss=0.5)
 
     def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:

@@ -20,6 +20,7 @@ from experiments.models import (
     Checkpoint,
     Completion,
     Experiment,
+    Imitation,
     Instruction,
     Iteration,
     Job,
@@ -38,7 +39,7 @@ from experiments.states import JobState, Queue
 from trainer.config import RunConfig, load_preset
 from trainer.plan import GPU_STEPS, ROLE_OF, Planned, Step, plan
 from trainer.plan import Stage as StageName
-from trainer.records import Fate, Label, Order, Origin
+from trainer.records import Fate, Label, Order, Origin, Preflight
 
 KINDS = ("copy", "upper", "reverse", "parity", "next", "mirror")
 BENCHMARK = "demo_skills"
@@ -106,6 +107,7 @@ def do_step(run: Run, planned: Planned, rng: random.Random) -> None:
     iteration, _ = Iteration.objects.get_or_create(run=run, number=planned.iteration)
     job = make_job(iteration, planned.stage, planned.step, state=JobState.FINISHED)
     works: dict[Step, Callable[[Iteration, random.Random], int]] = {
+        Step.PREFLIGHT: _preflight,
         Step.TEACHER_RESPONSES: _teacher_responses,
         Step.TUNING: partial(_tuning, job=job),
         Step.BENCHMARKS: _benchmarks,
@@ -150,6 +152,15 @@ def make_instructions(iteration: Iteration, origins: Sequence[tuple[str, Instruc
 
 def _text(i: int) -> str:
     return f"{KINDS[i % len(KINDS)]}: item{i:05d}"
+
+
+def _preflight(iteration: Iteration, rng: random.Random) -> int:
+    found = Preflight(
+        model="scratch-llama", method="full", precision="fp32", parameters=600_000, trainable=600_000, device="CPU", weights=2_400_000,
+        gradients=2_400_000, optimizer=4_800_000, memory=8 * 2**30, disk_needed=50 * 2**20, disk_free=9 * 2**30,
+    )  # fmt: skip
+    Imitation.objects.create(iteration=iteration, preflight=found.as_dict())
+    return 0
 
 
 def _teacher_responses(iteration: Iteration, rng: random.Random) -> int:

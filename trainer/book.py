@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.calls import Calls
-from trainer.records import BenchmarkAnswer, Candidate, Instruction, Judgement, Metric, Response, Verdict
+from trainer.records import BenchmarkAnswer, Candidate, Instruction, Judgement, Response, TuningNews, Verdict
 from trainer.roles import CheckpointInfo
 
 
@@ -55,7 +55,7 @@ class Book(Protocol):
 
     def keep_student_responses(self, iteration: int, responses: Sequence[Response]) -> None: ...
 
-    def keep_metric(self, iteration: int, metric: Metric) -> None: ...
+    def keep_news(self, iteration: int, news: TuningNews) -> None: ...
 
     def keep_checkpoint(self, iteration: int, checkpoint: CheckpointInfo) -> None: ...
 

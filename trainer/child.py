@@ -4,9 +4,9 @@ It reads one line of JSON (the task), does it, and writes events to stdout, one 
 `stop` asks for a graceful end, and the end of the stream means that the parent is gone, whereupon the process ends at once: no
 orphan keeps a GPU. Whatever a library prints goes to stderr.
 
-Task: {"task": "imitate" | "respond" | "answer", "config", "iteration", "start": path or null, "folder": where checkpoints go,
+Task: {"task": "check" | "imitate" | "respond" | "answer", "config", "iteration", "start": path or null, "folder": where checkpoints go,
 "input": a JSONL file, "done": [keys]}.
-Events: metric, responses, answers, checkpoint, and last one of finished, stopped, failed.
+Events: news (of an imitation), responses, answers, checkpoint, and last one of finished, stopped, failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import trainer.errors
 from trainer.config import stored_config
 from trainer.errors import Cancelled, ConfigError, TrainerError
 from trainer.jsonl import read_jsonl
-from trainer.records import BenchmarkItem, Example, Instruction, Metric, Origin
+from trainer.records import BenchmarkItem, Example, Instruction, Origin, TuningNews, news_as_dict
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -108,7 +108,9 @@ def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]
         should_stop=should_stop,
     )
     rows = read_jsonl(Path(task["input"]))
-    if task["task"] == "imitate":
+    if task["task"] == "check":
+        emit({"event": "news", **news_as_dict(student.check())})
+    elif task["task"] == "imitate":
         imitate(student, rows, task["iteration"], emit)
     elif task["task"] == "respond":
         student.respond(
@@ -123,17 +125,17 @@ def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]
             keep=lambda answers: emit({"event": "answers", "answers": [[item.key, reply] for item, reply in answers]}),
         )
     else:
-        raise ConfigError(f"There is no task {task['task']!r}. The child knows: imitate, respond, answer.")
+        raise ConfigError(f"There is no task {task['task']!r}. The child knows: check, imitate, respond, answer.")
 
 
 def imitate(student: Any, rows: Sequence[dict[str, Any]], iteration: int, emit: Emit) -> None:
     """Tune, telling each metric and at the end the checkpoint."""
 
-    def tell(metric: Metric) -> None:
-        emit({"event": "metric", **metric.as_dict()})
+    def tell(news: TuningNews) -> None:
+        emit({"event": "news", **news_as_dict(news)})
 
     examples = [Example(instruction=read_instruction(row["instruction"]), response=row["response"]) for row in rows]
-    info = student.imitate(examples, iteration=iteration, on_metric=tell)
+    info = student.imitate(examples, iteration=iteration, tell=tell)
     emit({"event": "checkpoint", "path": str(info.path), "step": info.step, "first_loss": info.first_loss, "last_loss": info.last_loss})
 
 

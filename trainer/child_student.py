@@ -10,7 +10,7 @@ from typing import Any
 from trainer.config import RunConfig
 from trainer.jsonl import write_jsonl
 from trainer.launch import run_child
-from trainer.records import BenchmarkItem, Example, Instruction, Metric, Record, Response
+from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Record, Response, TuningNews, news_from_dict
 from trainer.roles import CheckpointInfo
 
 
@@ -26,13 +26,23 @@ class ChildStudent:
         self._folder = folder
         self._should_stop = should_stop
 
-    def imitate(self, examples: Sequence[Example], *, iteration: int, on_metric: Callable[[Metric], None]) -> CheckpointInfo:
+    def check(self) -> Preflight:
+        told: list[TuningNews] = []
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "news":
+                told.append(news_from_dict({k: v for k, v in event.items() if k != "event"}))
+
+        self._run("check", (), on_event)
+        return next(news for news in told if isinstance(news, Preflight))
+
+    def imitate(self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
         made: list[CheckpointInfo] = []
 
         def on_event(event: dict[str, Any]) -> None:
             values = {k: v for k, v in event.items() if k != "event"}
-            if event["event"] == "metric":
-                on_metric(Metric(**values))
+            if event["event"] == "news":
+                tell(news_from_dict(values))
             elif event["event"] == "checkpoint":
                 made.append(CheckpointInfo(**{**values, "path": Path(values["path"])}))
 

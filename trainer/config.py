@@ -262,6 +262,11 @@ class StudentConfig:
 class ImitationConfig:
     """Fine-tuning on the teacher's responses, with the loss on the response tokens alone."""
 
+    preflight: bool = setting(
+        True,
+        label="Preflight",
+        help="Before the teacher is asked anything, see that the student can be read, fits in memory and has room on disk.",
+    )
     epochs: float = setting(3.0, label="Epochs", unit="epochs", low=0.01, high=1000, paper="3")
     first_steps: int = setting(0, label="Steps in iteration 0", unit="steps", low=0, high=10_000_000, help="0: as many as the epochs make.")
     steps: int = setting(0, label="Steps per later iteration", unit="steps", low=0, high=10_000_000, help="0: as many as the epochs make.")

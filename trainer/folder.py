@@ -30,14 +30,18 @@ from trainer.records import (
     BenchmarkAnswer,
     Candidate,
     Fate,
+    FirstBatch,
     Instruction,
     Judgement,
     Label,
     Metric,
     Order,
     Origin,
+    Preflight,
     Record,
     Response,
+    Saved,
+    TuningNews,
     Verdict,
 )
 from trainer.roles import CheckpointInfo
@@ -175,8 +179,16 @@ class FolderBook:
     def keep_student_responses(self, iteration: int, responses: Sequence[Response]) -> None:
         write_jsonl(self._path(iteration, "student_responses"), (r.as_dict() for r in responses), append=True)
 
-    def keep_metric(self, iteration: int, metric: Metric) -> None:
-        write_jsonl(self._path(iteration, "metrics"), [metric.as_dict()], append=True)
+    def keep_news(self, iteration: int, news: TuningNews) -> None:
+        match news:
+            case Metric():
+                write_jsonl(self._path(iteration, "metrics"), [news.as_dict()], append=True)
+            case Preflight():
+                write_json(self._folder(iteration) / "preflight.json", news.as_dict())
+            case FirstBatch():
+                write_json(self._folder(iteration) / "first_batch.json", news.as_dict())
+            case Saved():
+                pass  # the save itself lies below the folder of checkpoints
 
     def keep_checkpoint(self, iteration: int, checkpoint: CheckpointInfo) -> None:
         record = {**asdict(checkpoint), "path": str(checkpoint.path.relative_to(self.folder))}

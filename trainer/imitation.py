@@ -40,7 +40,7 @@ from trainer.config import RunConfig
 from trainer.encoding import encode_prompts, encode_texts
 from trainer.errors import Cancelled, ConfigError
 from trainer.models import check_precision, context_of, device, dtype_of, load_model, load_tokenizer, memory_errors, pad_id_of
-from trainer.records import Example, Metric
+from trainer.records import Example, Metric, TuningNews
 from trainer.roles import CheckpointInfo
 from trainer.seeds import derive_seed, stream
 from trainer.speaker import never
@@ -91,7 +91,7 @@ def imitate(
     iteration: int,
     start: Path | None,
     folder: Path,
-    on_metric: Callable[[Metric], None],
+    tell: Callable[[TuningNews], None],
     should_stop: Callable[[], bool] = never,
 ) -> CheckpointInfo:
     """Tune the student on the examples and write `folder/iteration-N`.
@@ -123,7 +123,7 @@ def imitate(
         arguments=training_arguments(config, work, steps=steps, iteration=iteration),
         examples=EncodedExamples(encoded, order),
         pad_id=pad_id_of(tokenizer),
-        on_metric=on_metric,
+        tell=tell,
         should_stop=should_stop,
         save_bytes=weights + moments,
     )
@@ -332,7 +332,7 @@ class Tuning(Trainer):
         arguments: TrainingArguments,
         examples: EncodedExamples,
         pad_id: int,
-        on_metric: Callable[[Metric], None],
+        tell: Callable[[TuningNews], None],
         should_stop: Callable[[], bool],
         save_bytes: int,
     ) -> None:
@@ -344,7 +344,7 @@ class Tuning(Trainer):
             callbacks=[_Stops(should_stop)],
         )
         self.remove_callback(PrinterCallback)
-        self.on_metric = on_metric
+        self.tell = tell
         self.save_bytes = save_bytes
         batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         tokens = list(accumulate((examples.examples[i].response_tokens for i in examples.order), initial=0))
@@ -370,7 +370,7 @@ class Tuning(Trainer):
             text = f"The loss is {logs['loss']} {when}. Lower imitation.learning_rate ({rate:g}), or use fp32 or bf16."
             raise LossDiverged(text, fields={"imitation.learning_rate": text})
         norm = logs.get("grad_norm")
-        self.on_metric(
+        self.tell(
             Metric(
                 step=step,
                 steps=self.state.max_steps,

@@ -79,6 +79,14 @@ def run_step(planned: Planned, book: Book, desk: Desk, config: RunConfig) -> Non
     WORK[planned.step](book, desk, config, planned.iteration)
 
 
+def check_student(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
+    """Before the teacher is asked anything: the student loads, fits and has room, or the run ends here at no cost."""
+    preflight = desk.student(iteration=iteration, start=None).check()
+    book.keep_news(iteration, preflight)
+    for problem in preflight.problems:
+        desk.note(problem)
+
+
 def answer_train_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """Imitation, first half: the teacher answers the train pool."""
     if book.checkpoint(iteration) is not None:
@@ -112,9 +120,7 @@ def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
         desk.note(f"{len(pool) - len(examples)} of {len(pool)} instructions have no usable teacher response and are left out.")
     start = book.checkpoint(iteration - 1) if iteration and config.loop.student_start == "last" else None
     student = desk.student(iteration=iteration, start=start)
-    book.keep_checkpoint(
-        iteration, student.imitate(examples, iteration=iteration, on_metric=lambda metric: book.keep_metric(iteration, metric))
-    )
+    book.keep_checkpoint(iteration, student.imitate(examples, iteration=iteration, tell=partial(book.keep_news, iteration)))
 
 
 def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
@@ -208,6 +214,7 @@ def _keep_answers(book: Book, iteration: int, name: str, replies: list[tuple[Ben
 
 
 WORK: dict[Step, Callable[[Book, Desk, RunConfig, int], None]] = {
+    Step.PREFLIGHT: check_student,
     Step.TEACHER_RESPONSES: answer_train_pool,
     Step.TUNING: tune,
     Step.STUDENT_RESPONSES: answer_cache_pool,

@@ -21,6 +21,7 @@ class Stage(StrEnum):
 class Step(StrEnum):
     """What one worker does in one go."""
 
+    PREFLIGHT = "preflight"
     TEACHER_RESPONSES = "teacher_responses"
     TUNING = "tuning"
     BENCHMARKS = "benchmarks"
@@ -32,7 +33,7 @@ class Step(StrEnum):
 STEPS: dict[Stage, tuple[Step, ...]] = {
     Stage.DISCRIMINATION: (Step.STUDENT_RESPONSES, Step.JUDGEMENTS),
     Stage.GENERATION: (Step.CANDIDATES,),
-    Stage.IMITATION: (Step.TEACHER_RESPONSES, Step.TUNING),
+    Stage.IMITATION: (Step.PREFLIGHT, Step.TEACHER_RESPONSES, Step.TUNING),
     Stage.EVALUATION: (Step.BENCHMARKS,),
 }
 
@@ -40,7 +41,7 @@ ROLE_OF = {Step.TEACHER_RESPONSES: "teacher", Step.JUDGEMENTS: "referee", Step.C
 """The steps that call an endpoint, and the role that does it."""
 STEP_OF = {role: step for step, role in ROLE_OF.items()}
 
-GPU_STEPS = frozenset({Step.TUNING, Step.BENCHMARKS, Step.STUDENT_RESPONSES})
+GPU_STEPS = frozenset({Step.PREFLIGHT, Step.TUNING, Step.BENCHMARKS, Step.STUDENT_RESPONSES})
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,9 @@ def plan(config: RunConfig) -> Iterator[Planned]:
         if config.evaluation.benchmarks:
             stages.append(Stage.EVALUATION)
         for stage in stages:
-            yield from (Planned(iteration, stage, step) for step in STEPS[stage])
+            yield from (Planned(iteration, stage, step) for step in STEPS[stage] if _wanted(step, iteration, config))
+
+
+def _wanted(step: Step, iteration: int, config: RunConfig) -> bool:
+    """The preflight comes once, before the first call is paid."""
+    return step is not Step.PREFLIGHT or (iteration == 0 and config.imitation.preflight)

@@ -179,7 +179,10 @@ class Example(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric(Record):
-    """One logged step of training: its loss and learning rate, and the tokens of response per second."""
+    """One logged step of training: its loss and learning rate, and the tokens of response per second.
+
+    memory_gib: the peak so far of one process; gpu_percent: how busy its GPU was since the last log, None where there is none to ask.
+    """
 
     step: int
     steps: int
@@ -188,6 +191,96 @@ class Metric(Record):
     grad_norm: float | None = None
     tokens_per_s: float | None = None
     memory_gib: float | None = None
+    gpu_percent: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preflight(Record):
+    """What an imitation will take, found out before its first step. Sizes are in bytes, of one process.
+
+    Before the teacher is asked there are no examples yet: examples, steps, the tokens and seconds are then 0 or None.
+    cut: responses longer than an example may be; left_out: prompts that fill it. activations: an estimate, the rest is counted.
+    memory: what the device has; problems: what a person should know, a sentence each.
+    """
+
+    model: str
+    method: str
+    precision: str
+    parameters: int
+    trainable: int
+    device: str
+    processes: int = 1
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    memory: int = 0
+    disk_needed: int = 0
+    disk_free: int = 0
+    context: int = 0
+    examples: int = 0
+    cut: int = 0
+    left_out: int = 0
+    steps: int = 0
+    response_tokens: int = 0
+    device_tokens: int = 0
+    seconds: float | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def memory_needed(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownExample(Record):
+    """An example as the student reads it: pieces of text, each with whether its tokens carry loss."""
+
+    instruction: str
+    tokens: int
+    learnt: int
+    pieces: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstBatch(Record):
+    """The first examples of the first batch, decoded, so that a wrong template is seen before an hour is spent."""
+
+    examples: tuple[ShownExample, ...]
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved(Record):
+    """A resumable save was written after this step."""
+
+    step: int
+    steps: int
+
+
+TuningNews = Preflight | FirstBatch | Metric | Saved
+"""What an imitation tells while it is under way."""
+
+_NEWS: dict[str, type[Record]] = {"preflight": Preflight, "first_batch": FirstBatch, "metric": Metric, "saved": Saved}
+
+
+def news_as_dict(news: TuningNews) -> dict[str, Any]:
+    """News as JSON-ready data; `news_from_dict` gives it back."""
+    kind = next(name for name, record in _NEWS.items() if isinstance(news, record))
+    return {"kind": kind, **news.as_dict()}
+
+
+def news_from_dict(data: dict[str, Any]) -> TuningNews:
+    """News from what `news_as_dict` gave. Raises KeyError for a kind nobody knows."""
+    values = {name: value for name, value in data.items() if name != "kind"}
+    match data["kind"]:
+        case "first_batch":
+            shown = (ShownExample(**{**example, "pieces": tuple(map(tuple, example["pieces"]))}) for example in values["examples"])
+            return FirstBatch(examples=tuple(shown), batch_size=values["batch_size"])
+        case "preflight":
+            return Preflight(**{**values, "problems": tuple(values["problems"])})
+        case kind:
+            return _NEWS[kind](**values)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

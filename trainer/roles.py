@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from trainer.records import BenchmarkItem, Completion, Example, Instruction, Judgement, Metric, Order, Response
+from trainer.records import BenchmarkItem, Completion, Example, Instruction, Judgement, Order, Preflight, Response, TuningNews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,11 @@ class Generator(Protocol):
 class Student(Protocol):
     """An open model that can be tuned and asked. Synchronous: it is the one that keeps a device busy."""
 
-    def imitate(self, examples: Sequence[Example], *, iteration: int, on_metric: Callable[[Metric], None]) -> CheckpointInfo:
+    def check(self) -> Preflight:
+        """Whether it can be tuned here at all, without loading its weights. Raises ConfigError, OutOfMemory or NoSpace where not."""
+        ...
+
+    def imitate(self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
         """Tune on the examples and save a checkpoint. Raises OutOfMemory, NoSpace, Cancelled."""
         ...
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from trainer.config import RunConfig
 from trainer.encoding import encode_prompts
 from trainer.models import memory_errors
-from trainer.records import BenchmarkItem, Example, Instruction, Metric, Response
+from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Response, TuningNews
 from trainer.roles import CheckpointInfo
 from trainer.seeds import derive_seed
 from trainer.speaker import Speaker, load_speaker, never, plan_batches
@@ -43,7 +43,13 @@ class LocalStudent:
         self.should_stop = should_stop
         self._speaker: Speaker | None = None
 
-    def imitate(self, examples: Sequence[Example], *, iteration: int, on_metric: Callable[[Metric], None]) -> CheckpointInfo:
+    def check(self) -> Preflight:
+        """See `trainer.preflight.check_student`."""
+        from trainer.preflight import check_student
+
+        return check_student(self.config, folder=self.folder)
+
+    def imitate(self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
         """Tune on the examples, save a checkpoint in `folder`, and go on from it. See `trainer.imitation.imitate` for the errors."""
         from trainer.imitation import imitate
 
@@ -53,7 +59,7 @@ class LocalStudent:
             iteration=iteration,
             start=self.start,
             folder=self.folder,
-            on_metric=on_metric,
+            tell=tell,
             should_stop=self.should_stop,
         )
         self.start, self.iteration, self._speaker = info.path, iteration, None

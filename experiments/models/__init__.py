@@ -4,13 +4,17 @@ from experiments.models.calls import Batch, Budget, LedgerLine, Pace, PendingCal
 from experiments.models.checkpoint import BenchmarkAnswer, BenchmarkScore, Checkpoint, Metric
 from experiments.models.completion import Completion
 from experiments.models.endpoint import Endpoint
+from experiments.models.errand import Errand, ErrandKind
 from experiments.models.experiment import Experiment
+from experiments.models.imitation import Imitation
 from experiments.models.instruction import Candidate, Instruction
+from experiments.models.playground import Answer, Question, Speaker
 from experiments.models.pool import SeedInstruction, SeedPool
 from experiments.models.run import Iteration, Job, Run, Stage
 from experiments.models.verdict import Judgement, Response, Role, Verdict
 
 __all__ = [
+    "Answer",
     "Batch",
     "BenchmarkAnswer",
     "BenchmarkScore",
@@ -19,7 +23,10 @@ __all__ = [
     "Checkpoint",
     "Completion",
     "Endpoint",
+    "Errand",
+    "ErrandKind",
     "Experiment",
+    "Imitation",
     "Instruction",
     "Iteration",
     "Job",
@@ -28,11 +35,13 @@ __all__ = [
     "Metric",
     "Pace",
     "PendingCall",
+    "Question",
     "Response",
     "Role",
     "Run",
     "SeedInstruction",
     "SeedPool",
+    "Speaker",
     "Stage",
     "Verdict",
 ]

@@ -5,7 +5,10 @@ from experiments.models.run import Iteration, Job
 
 
 class Checkpoint(models.Model):
-    """A student's saved weights after an imitation."""
+    """A student's saved weights after an imitation.
+
+    The row outlives the files: `deleted_at` says when they were deleted to make room. A pinned checkpoint is never deleted.
+    """
 
     iteration = models.OneToOneField(Iteration, on_delete=models.CASCADE, related_name="checkpoint")
     path = models.CharField(max_length=500, help_text="below the data folder")
@@ -14,6 +17,10 @@ class Checkpoint(models.Model):
     last_loss = models.FloatField()
     size_bytes = models.PositiveBigIntegerField()
     manifest = models.JSONField(default=dict, help_text="config, versions and sha256 of each file")
+    parent = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="children", help_text="what it was tuned from")
+    pinned = models.BooleanField(default=False)
+    deleted_at = models.DateTimeField(null=True, help_text="when its files were deleted")
+    stored_at = models.CharField(max_length=500, blank=True, help_text="where a copy lies in the team's storage")
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:
@@ -32,6 +39,7 @@ class Metric(models.Model):
     grad_norm = models.FloatField(null=True)
     tokens_per_s = models.FloatField(null=True)
     memory_gib = models.FloatField(null=True)
+    gpu_percent = models.FloatField(null=True)
 
     class Meta:
         ordering = ("step", "job")

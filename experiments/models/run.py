@@ -72,6 +72,7 @@ class Job(models.Model):
     state = models.CharField(max_length=10, choices=JobState.choices, default=JobState.QUEUED)
     reason = models.TextField(blank=True, help_text="why it ended as it did, in words for a person")
     note = models.TextField(blank=True, help_text="what a person should know about how it went")
+    use_saved = models.BooleanField(default=False, help_text="makes the last save the checkpoint instead of tuning on")
     over_budget = models.BooleanField(default=False, help_text="stopped at a budget: raising it queues the step again")
     worker = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -12,6 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Max, QuerySet
+from django.utils import timezone
 
 from experiments import models, querysets
 from experiments.models import Iteration, Job, Role, Run
@@ -20,8 +21,24 @@ from experiments.services.durable import durably
 from trainer.batching import Batcher
 from trainer.benchmarks import task_scores
 from trainer.config import RunConfig
-from trainer.records import BenchmarkAnswer, Candidate, Fate, Instruction, Judgement, Label, Metric, Origin, Response, Verdict
+from trainer.records import (
+    BenchmarkAnswer,
+    Candidate,
+    Fate,
+    FirstBatch,
+    Instruction,
+    Judgement,
+    Label,
+    Metric,
+    Origin,
+    Preflight,
+    Response,
+    Saved,
+    TuningNews,
+    Verdict,
+)
 from trainer.roles import CheckpointInfo
+from trainer.text import storable
 
 KeptVerdict = tuple[int, Verdict, Sequence[Judgement]]
 KeptCandidate = tuple[int, Candidate, Instruction | None]
@@ -138,10 +155,22 @@ class PostgresBook:
         durably(lambda: self._insert(self._response_rows(self._iteration(iteration), Role.STUDENT, responses)))
         self.items_done += len(responses)
 
-    def keep_metric(self, iteration: int, metric: Metric) -> None:
-        row = models.Metric(iteration=self._iteration(iteration), job=self.job, **metric.as_dict())
-        durably(lambda: self._insert([row]))
-        self.items_done = metric.step
+    def keep_news(self, iteration: int, news: TuningNews) -> None:
+        match news:
+            case Metric():
+                row = models.Metric(iteration=self._iteration(iteration), job=self.job, **news.as_dict())
+                durably(lambda: self._insert([row]))
+                self.items_done = news.step
+            case Preflight():
+                self._keep_imitation(iteration, preflight=news.as_dict())
+            case FirstBatch():
+                self._keep_imitation(iteration, first_batch=_storable(news.as_dict()))
+            case Saved():
+                self._keep_imitation(iteration, saved_step=news.step, steps=news.steps, saved_at=timezone.now())
+
+    def _keep_imitation(self, iteration: int, **values: Any) -> None:
+        made_in = self._iteration(iteration)
+        durably(lambda: models.Imitation.objects.update_or_create(iteration=made_in, defaults=values))
 
     def keep_checkpoint(self, iteration: int, checkpoint: CheckpointInfo) -> None:
         manifest = checkpoint.path / "lionweb.json"
@@ -284,6 +313,15 @@ class PostgresBook:
             parent_id=self._ids[instruction.parent],
             kind=instruction.kind,
         )
+
+
+def _storable(value: Any) -> Any:
+    """The texts in JSON-ready data as Postgres can hold them."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, dict):
+        return {key: _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _verdict(row: models.Verdict) -> Verdict:

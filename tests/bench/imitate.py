@@ -80,7 +80,7 @@ def tune_once(side: str, data: str) -> dict[str, float]:
                 arguments=arguments,
                 examples=imitation.EncodedExamples(encoded, order),
                 pad_id=pad_id_of(tokenizer),
-                on_metric=lambda metric: None,
+                tell=lambda news: None,
                 should_stop=lambda: False,
                 save_bytes=0,
             )

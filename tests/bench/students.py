@@ -44,4 +44,4 @@ def tune(config: RunConfig, examples: Sequence[Example], folder: Path) -> Path:
     from trainer.imitation import imitate
 
     say(f"tuning a student for {config.imitation.first_steps} steps")
-    return imitate(config, examples, iteration=0, start=None, folder=folder, on_metric=lambda metric: None).path
+    return imitate(config, examples, iteration=0, start=None, folder=folder, tell=lambda metric: None).path

@@ -85,7 +85,7 @@ def imitate(
             on_metric(metric)
 
     student = LocalStudent(config, folder, start, should_stop=should_stop)
-    info = student.imitate(make_examples() if examples is None else examples, iteration=iteration, on_metric=keep)
+    info = student.imitate(make_examples() if examples is None else examples, iteration=iteration, tell=keep)
     return info.path, metrics
 
 
@@ -182,7 +182,7 @@ def test_it_overfits_one_batch_ends_included(tmp_path: Path) -> None:
     examples = make_examples(6)
     config = make_config(first_steps=100, batch_size=6, device_batch_size=6, learning_rate=1e-2, save_steps=1000, log_steps=50)
     student = LocalStudent(config, tmp_path)
-    info = student.imitate(examples, iteration=0, on_metric=lambda metric: None)
+    info = student.imitate(examples, iteration=0, tell=lambda metric: None)
 
     kept: list[Response] = []
     student.respond([example.instruction for example in examples], done=frozenset(), keep=kept.extend)

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 from django.db import InterfaceError, OperationalError, close_old_connections
 
-from experiments.services import batch_polls, jobs
+from experiments.services import batch_polls, errands, jobs
 from lionweb.broker import BROKER_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["once"]:
             jobs.sweep()
+            errands.sweep()
             batch_polls.fetch_due()
             return
         stop = threading.Event()
@@ -48,6 +49,7 @@ def sweep_until(stop: threading.Event, *, every_s: float) -> None:
         close_old_connections()
         try:
             jobs.sweep()
+            errands.sweep()
         except (OperationalError, InterfaceError, *BROKER_ERRORS) as error:
             logger.warning("No sweep this time: %s", error)
             last = 0.0
