@@ -118,6 +118,7 @@ class JobDesk:
         self._pulse = pulse
         # Asked for here and not in `roles`, which is called inside the event loop, where the database may not be asked.
         self._config = replace(book.config, endpoints=durably(lambda: live_endpoints(book.config)))
+        self.use_saved = book.job.use_saved
         self.notes: list[str] = []
         self.over_budget = False
 

@@ -100,7 +100,9 @@ class FakeStudent:
     def check(self) -> Preflight:
         return Preflight(model="fake", method="full", precision="fp32", parameters=1, trainable=1, device="cpu")
 
-    def imitate(self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
+    def imitate(
+        self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None], use_saved: bool = False
+    ) -> CheckpointInfo:
         self._known |= {example.instruction.prompt: example.response for example in examples}
         checkpoint = self._folder / f"iteration-{iteration}"
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -128,6 +130,7 @@ class FakeDesk:
     referee: FakeReferee = field(default_factory=FakeReferee)
     generator: FakeGenerator = field(default_factory=FakeGenerator)
     notes: list[str] = field(default_factory=list)
+    use_saved: bool = False
 
     @asynccontextmanager
     async def _roles(self) -> AsyncIterator[FakeDesk]:

@@ -15,6 +15,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+from trainer.accelerated import wants_several
+from trainer.child_student import ChildStudent
 from trainer.config import OFFLINE_URL, PRESETS, RunConfig, config_from_dict, load_config, preset_names
 from trainer.endpoints import EndpointRoles, open_roles
 from trainer.errors import Cancelled, ConfigError, TrainerError
@@ -54,7 +56,12 @@ class ShellDesk:
     def student(self, *, iteration: int, start: Path | None) -> Student:
         from trainer.student import LocalStudent  # slow to import: torch
 
-        return LocalStudent(self._config, folder=self._book.checkpoint_folder(iteration), start=start, iteration=iteration)
+        student = ChildStudent if wants_several(self._config) else LocalStudent
+        return student(self._config, folder=self._book.checkpoint_folder(iteration), start=start, iteration=iteration)
+
+    @property
+    def use_saved(self) -> bool:
+        return False
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)

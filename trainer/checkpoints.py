@@ -127,6 +127,17 @@ def writing_whole(final: Path, *, needed: int) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+@contextmanager
+def full_disk_errors(folder: Path) -> Iterator[None]:
+    """Give a disk that runs full while something small is written its name."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not is_full_disk(error):
+            raise
+        raise NoSpace(f"The disk of {folder} is full. Free some space, then start the stage again.") from error
+
+
 def _sync(folder: Path) -> None:
     """Flush every file, so that the new name never points to data a power cut can lose.
 
@@ -157,7 +168,7 @@ def write_checkpoint(path: Path, manifest: Manifest, save: Callable[[Path], None
     with writing_whole(path, needed=weight_bytes + SPARE_BYTES) as folder:
         save(folder)
         versions = library_versions() | prompt_versions(stored_config(manifest.config))
-        complete = replace(manifest, versions=versions, files=_digests(folder))
+        complete = replace(manifest, versions=versions, files=digests_of(folder))
         text = json.dumps(asdict(complete), indent=2, ensure_ascii=False, sort_keys=True)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return complete
@@ -197,14 +208,24 @@ def verify_checkpoint(path: Path) -> list[str]:
     return problems
 
 
+def require_whole(path: Path) -> Manifest:
+    """The manifest of a checkpoint whose files are all as they were written. Raises ConfigError that names what is not."""
+    problems = verify_checkpoint(path)
+    if problems:
+        raise ConfigError(f"The checkpoint {path} is damaged: {' '.join(problems)} Restore it from a copy, or run its imitation again.")
+    return read_checkpoint(path)
+
+
 def file_digest(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+def digests_of(folder: Path, *, leave_out: str = "") -> dict[str, str]:
+    """name -> sha256 of every file in a folder but the one left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {name: file_digest(path) for path in files if (name := str(path.relative_to(folder))) != leave_out}
 
 
 def library_versions() -> dict[str, str]:

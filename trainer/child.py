@@ -1,8 +1,10 @@
-"""The process that holds a student: `python -m trainer.child`, started by `trainer.launch`.
+"""The process that holds a student: `python -m trainer.child TASK`, started by `trainer.launch`.
 
-It reads one line of JSON (the task), does it, and writes events to stdout, one JSON object a line. Meanwhile a thread reads stdin: a line
-`stop` asks for a graceful end, and the end of the stream means that the parent is gone, whereupon the process ends at once: no
-orphan keeps a GPU. Whatever a library prints goes to stderr.
+It does the task in the JSON file that its argument names, and writes events to stdout, one JSON object a line. Meanwhile a thread reads
+stdin: a line `stop` asks for a graceful end, and the end of the stream means that the parent is gone, whereupon the process ends at once:
+no orphan keeps a GPU. Whatever a library prints goes to stderr.
+
+A launcher may start several of them for one imitation: all do the task together, the first one tells, and each ends with its launcher.
 
 Task: {"task": "check" | "imitate" | "respond" | "answer", "config", "iteration", "start": path or null, "folder": where checkpoints go,
 "input": a JSONL file, "done": [keys]}.
@@ -16,6 +18,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,15 +42,31 @@ def main() -> NoReturn:
     """Do the one task that stdin names and end the process."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     emit = take_stdout()
-    lines = read_lines(0)
-    first = next(lines, None)
-    if first is None:
-        os._exit(ORPHANED)
     stop = threading.Event()
-    threading.Thread(target=watch_parent, args=(lines, stop), daemon=True).start()
-    emit(outcome(first, emit, stop))
+    if is_first_here():
+        threading.Thread(target=watch_parent, args=(read_lines(0), stop), daemon=True).start()
+    threading.Thread(target=watch_launcher, args=(os.getppid(),), daemon=True).start()
+    ending = outcome(Path(sys.argv[1]).read_text(encoding="utf-8"), emit, stop)
+    if is_first() or ending["event"] == "failed":
+        emit(ending)
     sys.stderr.flush()
-    os._exit(0)  # everything is written: the libraries' own teardown would only take time
+    # Everything is written: the libraries' own teardown would only take time. A failure ends the processes beside this one too.
+    os._exit(1 if ending["event"] == "failed" and not is_alone() else 0)
+
+
+def is_alone() -> bool:
+    """Whether no other process does the same task."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def is_first() -> bool:
+    """Whether this is the one of all processes of a task that tells."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_first_here() -> bool:
+    """Whether this is the one process of a task on this machine that listens to the parent."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def take_stdout() -> Emit:
@@ -75,6 +94,13 @@ def watch_parent(lines: Iterator[str], stop: threading.Event) -> None:
     for line in lines:
         if line.strip() == STOP:
             stop.set()
+    os._exit(ORPHANED)
+
+
+def watch_launcher(launcher: int) -> None:
+    """End the process at once when whoever started it is gone."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
     os._exit(ORPHANED)
 
 
@@ -111,7 +137,7 @@ def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]
     if task["task"] == "check":
         emit({"event": "news", **news_as_dict(student.check())})
     elif task["task"] == "imitate":
-        imitate(student, rows, task["iteration"], emit)
+        imitate(student, rows, task, emit)
     elif task["task"] == "respond":
         student.respond(
             [read_instruction(row) for row in rows],
@@ -128,14 +154,16 @@ def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]
         raise ConfigError(f"There is no task {task['task']!r}. The child knows: check, imitate, respond, answer.")
 
 
-def imitate(student: Any, rows: Sequence[dict[str, Any]], iteration: int, emit: Emit) -> None:
-    """Tune, telling each metric and at the end the checkpoint."""
+def imitate(student: Any, rows: Sequence[dict[str, Any]], task: dict[str, Any], emit: Emit) -> None:
+    """Tune, telling the news and at the end the checkpoint."""
 
     def tell(news: TuningNews) -> None:
         emit({"event": "news", **news_as_dict(news)})
 
     examples = [Example(instruction=read_instruction(row["instruction"]), response=row["response"]) for row in rows]
-    info = student.imitate(examples, iteration=iteration, tell=tell)
+    info = student.imitate(examples, iteration=task["iteration"], tell=tell, use_saved=task.get("use_saved", False))
+    if not is_first():
+        return
     emit({"event": "checkpoint", "path": str(info.path), "step": info.step, "first_loss": info.first_loss, "last_loss": info.last_loss})
 
 

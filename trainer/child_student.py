@@ -1,16 +1,23 @@
-"""The student in a child process: memory comes back when it ends, and a crash stays there."""
+"""The student in a child process: memory comes back when it ends, and a crash stays there.
+
+Tuning is started by `accelerate launch`, on as many devices as the config and the machine say. Where memory runs out, it is tried once more
+with half the examples on a device and twice the accumulation: the same gradient, in smaller pieces.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trainer.accelerated import launcher_of
 from trainer.config import RunConfig
+from trainer.errors import OutOfMemory
 from trainer.jsonl import write_jsonl
 from trainer.launch import run_child
-from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Record, Response, TuningNews, news_from_dict
+from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Record, Remark, Response, TuningNews, news_from_dict
 from trainer.roles import CheckpointInfo
 
 
@@ -36,7 +43,23 @@ class ChildStudent:
         self._run("check", (), on_event)
         return next(news for news in told if isinstance(news, Preflight))
 
-    def imitate(self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
+    def imitate(
+        self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None], use_saved: bool = False
+    ) -> CheckpointInfo:
+        """See `trainer.imitation.imitate`."""
+        try:
+            return self._imitate(self._config, examples, tell, use_saved=use_saved)
+        except OutOfMemory as error:
+            size = self._config.imitation.device_batch_size
+            if size == 1:
+                raise
+            tell(Remark(text=f"{error} Trying once more with {size // 2} on the device and twice the accumulation."))
+            smaller = replace(self._config, imitation=replace(self._config.imitation, device_batch_size=size // 2))
+            return self._imitate(smaller, examples, tell, use_saved=use_saved)
+
+    def _imitate(
+        self, config: RunConfig, examples: Sequence[Example], tell: Callable[[TuningNews], None], *, use_saved: bool
+    ) -> CheckpointInfo:
         made: list[CheckpointInfo] = []
 
         def on_event(event: dict[str, Any]) -> None:
@@ -46,7 +69,7 @@ class ChildStudent:
             elif event["event"] == "checkpoint":
                 made.append(CheckpointInfo(**{**values, "path": Path(values["path"])}))
 
-        self._run("imitate", examples, on_event)
+        self._run("imitate", examples, on_event, config=config, launcher=launcher_of(config), use_saved=use_saved)
         return made[-1]
 
     def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:
@@ -68,7 +91,15 @@ class ChildStudent:
         self._run("answer", items, on_event, done=done)
 
     def _run(
-        self, task: str, records: Sequence[Record], on_event: Callable[[dict[str, Any]], None], *, done: frozenset[str] = frozenset()
+        self,
+        task: str,
+        records: Sequence[Record],
+        on_event: Callable[[dict[str, Any]], None],
+        *,
+        done: frozenset[str] = frozenset(),
+        config: RunConfig | None = None,
+        launcher: Sequence[str] = (),
+        **options: Any,
     ) -> None:
         with tempfile.TemporaryDirectory(prefix="lionweb-") as folder:
             source = Path(folder) / "input.jsonl"
@@ -76,13 +107,15 @@ class ChildStudent:
             run_child(
                 {
                     "task": task,
-                    "config": self._config.as_dict(),
+                    "config": (config or self._config).as_dict(),
                     "iteration": self._iteration,
                     "start": str(self._start) if self._start else None,
                     "folder": str(self._folder),
                     "input": str(source),
                     "done": sorted(done),
+                    **options,
                 },
                 on_event=on_event,
                 should_stop=self._should_stop,
+                launcher=launcher,
             )

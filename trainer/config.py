@@ -248,7 +248,13 @@ class StudentConfig:
         paper="paper",
         help="The paper's '### Instruction' form, or the model's own chat template.",
     )
-    method: str = setting("full", label="Tuning", choices=("full", "lora"), paper="full")
+    method: str = setting(
+        "full",
+        label="Tuning",
+        choices=("full", "lora", "qlora"),
+        paper="full",
+        help="All weights, an adapter (LoRA), or an adapter on a base held in 4 bits (QLoRA: needs a CUDA card and bitsandbytes).",
+    )
     lora_rank: int = setting(16, label="LoRA rank", low=1, high=1024)
     lora_alpha: float = setting(32.0, label="LoRA alpha", low=1, high=4096)
     lora_dropout: float = setting(0.0, label="LoRA dropout", low=0, high=0.9)
@@ -279,6 +285,36 @@ class ImitationConfig:
     warmup: float = setting(0.03, label="Warm-up", unit="share of steps", low=0, high=1, paper="0.03")
     weight_decay: float = setting(0.0, label="Weight decay", low=0, high=1, paper="0")
     max_length: int = setting(1024, label="Longest example", unit="tokens", low=8, high=1_048_576, paper="1024")
+    too_long: str = setting(
+        "cut",
+        label="Longer examples are",
+        choices=("cut", "leave_out"),
+        paper="cut",
+        help="cut: the student then learns no end from them. leave_out: they teach nothing. Either way they are counted.",
+    )
+    batches: str = setting(
+        "auto",
+        label="Device batches",
+        choices=("auto", "grouped", "packed"),
+        help="grouped: examples of like length, padded. packed: one after the other without padding, which FlashAttention makes fast; "
+        "auto takes it where that is installed. The loss is the same.",
+    )
+    gradient_checkpointing: bool = setting(
+        False, label="Gradient checkpointing", help="Less memory for activations, a third more time: they are computed twice."
+    )
+    processes: int = setting(
+        0, label="Processes", unit="processes", low=0, high=4096, paper="8", help="0: one for each GPU of the worker, one on a CPU."
+    )
+    sharding: str = setting(
+        "none",
+        label="Sharding",
+        choices=("none", "full"),
+        paper="full",
+        help="none: each process holds the whole student (DDP). full: weights, gradients and optimizer are shared out among them (FSDP).",
+    )
+    data_workers: int = setting(
+        0, label="Data workers", unit="processes", low=0, high=256, help="They prepare batches; texts are tokens by then, so 0 will do."
+    )
     save_steps: int = setting(600, label="Save every", unit="steps", low=1, high=10_000_000, paper="600")
     log_steps: int = setting(10, label="Log every", unit="steps", low=1, high=10_000)
 

@@ -36,6 +36,14 @@ class OutOfMemory(TrainerError):
     """The model, batch or length does not fit: the text says which smaller value to try."""
 
 
+class LossDiverged(ConfigError):
+    """The loss is no number or grows: whoever set up the run has to choose a smaller learning rate or a wider precision."""
+
+
+class DataWorkerDied(TrainerError):
+    """A process that prepares batches died: with fewer of them, or more memory, the tuning goes on from its last save."""
+
+
 class NoSpace(TrainerError):
     """A disk is too full for what must be written there: nothing half written is left behind."""
 

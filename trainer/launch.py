@@ -6,13 +6,15 @@ import json
 import logging
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +33,8 @@ ENDINGS = ("finished", "failed", "stopped")
 
 Event = dict[str, Any]
 
+_KILLED = re.compile(r"Signals\.SIGKILL|exitcode\s*: -9\b")
+
 
 def run_child(
     task: dict[str, Any],
@@ -38,15 +42,31 @@ def run_child(
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
     environment: Mapping[str, str] | None = None,
+    module: str = "trainer.child",
+    launcher: Sequence[str] = (),
 ) -> None:
-    """Do a task of `trainer.child` in a process of its own; returns when it finished.
+    """Do a task in a process of its own, by default one of `trainer.child`; returns when it finished.
+
+    launcher: arguments of Python before `-m module`, for what starts several processes (see `trainer.accelerated`).
 
     on_event is called in this thread, first with {"event": "started", "pid": n}, then with each event the child tells but its last.
     should_stop is asked about every half second; a True lets the child save what it has. environment: None for a copy of ours.
     Raises the error the child reports, Cancelled when it was stopped, ChildDied when it ended without a word. The child never
     outlives the call, nor this process.
     """
-    child = _start(environment)
+    with tempfile.TemporaryDirectory(prefix="lionweb-") as folder:
+        path = Path(folder) / "task.json"
+        path.write_text(json.dumps(task), encoding="utf-8")
+        _run([*launcher, "-m", module, str(path)], on_event, should_stop, environment)
+
+
+def _run(
+    arguments: Sequence[str],
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+    environment: Mapping[str, str] | None,
+) -> None:
+    child = _start(arguments, environment)
     events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     last_lines: deque[str] = deque(maxlen=LAST_LINES)
     assert child.stdin
@@ -60,7 +80,6 @@ def run_child(
         for reader in readers:
             reader.start()
         on_event({"event": "started", "pid": child.pid})
-        _send(child.stdin, json.dumps(task))
         ending = _relay(child.stdin, events, on_event, should_stop)
     finally:
         _end(child)
@@ -70,7 +89,7 @@ def run_child(
     _raise_for(ending)
 
 
-def _start(environment: Mapping[str, str] | None) -> subprocess.Popen[str]:
+def _start(arguments: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.Popen[str]:
     """The child, in a session of its own so that a Ctrl-C reaches the parent alone, which then stops it in order."""
     variables = dict(os.environ if environment is None else environment)
     package = str(Path(__file__).resolve().parent.parent)
@@ -80,7 +99,7 @@ def _start(environment: Mapping[str, str] | None) -> subprocess.Popen[str]:
     variables.setdefault("TOKENIZERS_PARALLELISM", "false")
     variables.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer.child"],
+        [sys.executable, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -145,17 +164,15 @@ def _end(child: subprocess.Popen[str]) -> None:
     try:
         child.wait(timeout=10)
     except subprocess.TimeoutExpired:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)  # what a launcher started too
         child.wait()
 
 
 def _last_words(returncode: int, last_lines: deque[str]) -> str:
-    if returncode < 0:
-        how = f"was killed by {signal.Signals(-returncode).name}"
-        advice = "If nobody did that, memory ran out: choose a smaller batch or student." if returncode == -signal.SIGKILL else ""
-    else:
-        how, advice = f"ended with status {returncode}", ""
     told = "\n".join(last_lines)
+    number = -returncode if returncode < 0 else signal.SIGKILL if _KILLED.search(told) else 0  # by what a launcher says
+    how = f"was killed by {signal.Signals(number).name}" if number else f"ended with status {returncode}"
+    advice = "If nobody did that, memory ran out: choose a smaller batch or student." if number == signal.SIGKILL else ""
     return " ".join(filter(None, (f"The process that held the student {how}.", advice))) + (f" Its last lines:\n{told}" if told else "")
 
 

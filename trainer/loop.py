@@ -35,7 +35,7 @@ from trainer.discrimination import Case, judge_all
 from trainer.errors import ConfigError
 from trainer.generation import Outcome, generate, parents_for
 from trainer.plan import Planned, Step, plan
-from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction, Label, Verdict
+from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction, Label, Remark, TuningNews, Verdict
 from trainer.roles import Generator, Referee, Student, Teacher
 from trainer.similarity import SimilarityIndex
 
@@ -59,6 +59,11 @@ class Desk(Protocol):
     def roles(self) -> AbstractAsyncContextManager[Roles]: ...
 
     def student(self, *, iteration: int, start: Path | None) -> Student: ...
+
+    @property
+    def use_saved(self) -> bool:
+        """Whether a person wants the last save of a stopped tuning as the checkpoint."""
+        ...
 
     def run(self, work: Coroutine[Any, Any, None]) -> None: ...
 
@@ -119,8 +124,15 @@ def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     if len(examples) < len(pool):
         desk.note(f"{len(pool) - len(examples)} of {len(pool)} instructions have no usable teacher response and are left out.")
     start = book.checkpoint(iteration - 1) if iteration and config.loop.student_start == "last" else None
+
+    def keep(news: TuningNews) -> None:
+        if isinstance(news, Remark):
+            desk.note(news.text)
+        else:
+            book.keep_news(iteration, news)
+
     student = desk.student(iteration=iteration, start=start)
-    book.keep_checkpoint(iteration, student.imitate(examples, iteration=iteration, tell=partial(book.keep_news, iteration)))
+    book.keep_checkpoint(iteration, student.imitate(examples, iteration=iteration, tell=keep, use_saved=desk.use_saved))
 
 
 def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:

@@ -5,9 +5,11 @@ Safetensors only, and no code from the Hub. torch and transformers are imported 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,9 @@ SCRATCH_CONTEXT = 2048
 
 SCRATCH_CHAT = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 """The scratch student's own chat form: a text and a line end. A third of the paper form's bytes, so a third of the time of a small step."""
+
+SOURCES_VARIABLE = "LIONWEB_STUDENT_SOURCES"
+"""Environment variable with the sources students may come from, as patterns of Hub names and folders with spaces between; empty: any."""
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _NO_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
@@ -93,21 +98,95 @@ def load_model(config: RunConfig, start: Path | None, *, dtype: torch.dtype, tra
     from peft import PeftModel
 
     base = load_base(config, manifest.base, manifest.revision, dtype=dtype)
+    tuned_further = trainable and config.student.method != "full"
     with loading_errors(str(start)):
-        model = PeftModel.from_pretrained(base, str(start), is_trainable=trainable and config.student.method == "lora")
-    return model if trainable and config.student.method == "lora" else model.merge_and_unload()
+        model = PeftModel.from_pretrained(base, str(start), is_trainable=tuned_further)
+    return model if tuned_further else model.merge_and_unload()
 
 
-def load_base(config: RunConfig, name: str, revision: str, *, dtype: torch.dtype) -> Any:
+def load_quantized(config: RunConfig, start: Path | None) -> Any:
+    """The base of a student in 4 bits on this process's card, for an adapter to be tuned on it; with the adapter of `start`, if any.
+
+    Raises ConfigError where there is no CUDA card or no bitsandbytes.
+    """
+    import torch
+
+    if not torch.cuda.is_available() or not _installed("bitsandbytes"):
+        missing = "a CUDA card" if not torch.cuda.is_available() else "the package bitsandbytes (pip install bitsandbytes)"
+        text = f"QLoRA needs {missing}, which this worker does not have. Set student.method to lora."
+        raise ConfigError(text, fields={"student.method": text})
+    from transformers import BitsAndBytesConfig
+
+    compute = dtype_of(config.student.precision)
+    make: Any = BitsAndBytesConfig  # untyped in the library
+    quantized = make(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
+    options = {"quantization_config": quantized, "device_map": {"": torch.cuda.current_device()}}
+    manifest = find_checkpoint(start) if start else None
+    from peft import PeftModel, prepare_model_for_kbit_training
+
+    prepare: Any = prepare_model_for_kbit_training  # untyped in the library
+    if manifest is None or manifest.method == "full":
+        name, revision = (str(start), "") if start else (config.student.model, config.student.revision)
+        return prepare(load_base(config, name, revision, dtype=compute, **options), use_gradient_checkpointing=False)
+    base = prepare(load_base(config, manifest.base, manifest.revision, dtype=compute, **options), use_gradient_checkpointing=False)
+    with loading_errors(str(start)):
+        return PeftModel.from_pretrained(base, str(start), is_trainable=True)
+
+
+def flash_attention() -> bool:
+    """Whether attention over packed examples has a fast kernel here."""
+    import torch
+
+    return torch.cuda.is_available() and _installed("flash_attn")
+
+
+def _installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+
+def load_base(config: RunConfig, name: str, revision: str, *, dtype: torch.dtype, **options: Any) -> Any:
     """A whole model by name: scratch-llama, a local folder or a Hub name. Safetensors only, and no code from the Hub."""
     if name == SCRATCH_MODEL:
         return scratch_llama(config).to(dtype)
-    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
-        raise _no_student(name, "no such folder")
+    require_name(name)
     from transformers import AutoModelForCausalLM
 
     with loading_errors(name):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **_at(revision))
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **_at(revision), **options
+        )
+
+
+def empty_model(config: RunConfig) -> Any:
+    """The base student without its weights (on the meta device): its shape, and its context, at no cost. Raises ConfigError."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name, revision = config.student.model, config.student.revision
+    if name == SCRATCH_MODEL:
+        return scratch_llama(config)
+    require_name(name)
+    with loading_errors(name), torch.device("meta"):
+        shape = AutoConfig.from_pretrained(name, trust_remote_code=False, **_at(revision))
+        make: Any = AutoModelForCausalLM  # untyped in the library
+        return make.from_config(shape, trust_remote_code=False)
+
+
+def require_name(name: str) -> None:
+    """Raise ConfigError unless it is a folder that is there or a name the Hub could know, from a source that is allowed."""
+    if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
+        raise _no_student(name, "no such folder")
+    allowed = os.environ.get(SOURCES_VARIABLE, "").split()
+    if allowed and not any(fnmatchcase(_source_of(name), pattern) for pattern in allowed):
+        text = f"Students from {name!r} are not allowed on this worker. {SOURCES_VARIABLE} allows: {', '.join(allowed)}."
+        raise ConfigError(text, fields={"student.model": text})
+
+
+def _source_of(name: str) -> str:
+    """A folder by its real path, so that no link leads out of what is allowed; a Hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def scratch_llama(config: RunConfig) -> Any:

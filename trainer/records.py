@@ -258,10 +258,17 @@ class Saved(Record):
     steps: int
 
 
-TuningNews = Preflight | FirstBatch | Metric | Saved
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remark(Record):
+    """What a person should know about how an imitation goes, in a sentence."""
+
+    text: str
+
+
+TuningNews = Preflight | FirstBatch | Metric | Saved | Remark
 """What an imitation tells while it is under way."""
 
-_NEWS: dict[str, type[Record]] = {"preflight": Preflight, "first_batch": FirstBatch, "metric": Metric, "saved": Saved}
+_NEWS: dict[str, type[Record]] = {"preflight": Preflight, "first_batch": FirstBatch, "metric": Metric, "saved": Saved, "remark": Remark}
 
 
 def news_as_dict(news: TuningNews) -> dict[str, Any]:

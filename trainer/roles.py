@@ -48,8 +48,13 @@ class Student(Protocol):
         """Whether it can be tuned here at all, without loading its weights. Raises ConfigError, OutOfMemory or NoSpace where not."""
         ...
 
-    def imitate(self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
-        """Tune on the examples and save a checkpoint. Raises OutOfMemory, NoSpace, Cancelled."""
+    def imitate(
+        self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None], use_saved: bool = False
+    ) -> CheckpointInfo:
+        """Tune on the examples and save a checkpoint. use_saved: make the last save of a stopped tuning the checkpoint instead.
+
+        Raises OutOfMemory, NoSpace, LossDiverged, DataWorkerDied, Cancelled.
+        """
         ...
 
     def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:

@@ -49,7 +49,9 @@ class LocalStudent:
 
         return check_student(self.config, folder=self.folder)
 
-    def imitate(self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
+    def imitate(
+        self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None], use_saved: bool = False
+    ) -> CheckpointInfo:
         """Tune on the examples, save a checkpoint in `folder`, and go on from it. See `trainer.imitation.imitate` for the errors."""
         from trainer.imitation import imitate
 
@@ -61,6 +63,7 @@ class LocalStudent:
             folder=self.folder,
             tell=tell,
             should_stop=self.should_stop,
+            use_saved=use_saved,
         )
         self.start, self.iteration, self._speaker = info.path, iteration, None
         return info

@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from experiments import models, querysets
 from experiments.models import Iteration, Job, Role, Run
+from experiments.services.buffer import Buffer
 from experiments.services.calls import PostgresCalls
 from experiments.services.durable import durably
 from trainer.batching import Batcher
@@ -58,11 +59,16 @@ class PostgresBook:
         self._keep_teacher_response: Batcher[Response, None] = Batcher(self._write_teacher_responses, executor=self._executor)
         self._keep_verdict: Batcher[KeptVerdict, None] = Batcher(self._write_verdicts, executor=self._executor)
         self._keep_candidate: Batcher[KeptCandidate, None] = Batcher(self._write_candidates, executor=self._executor)
+        self._metrics: Buffer[models.Metric] = Buffer(self._write_metrics, executor=self._executor)
 
     def close(self) -> None:
-        # `connection` is each thread's own: which one is meant is looked up in the thread itself.
-        self._executor.submit(lambda: connection.close()).result()
-        self._executor.shutdown()
+        """Write what is still kept back, however the job ended, and end the database thread."""
+        try:
+            self._metrics.flush()
+        finally:
+            # `connection` is each thread's own: which one is meant is looked up in the thread itself.
+            self._executor.submit(lambda: connection.close()).result()
+            self._executor.shutdown()
 
     # Reading
 
@@ -156,17 +162,22 @@ class PostgresBook:
         self.items_done += len(responses)
 
     def keep_news(self, iteration: int, news: TuningNews) -> None:
+        """Write what an imitation tells; its metrics many at a time, at most a second late, and before anything else it tells."""
+        if isinstance(news, Metric):
+            self._metrics.add(models.Metric(iteration=self._iteration(iteration), job=self.job, **news.as_dict()))
+            self.items_done = news.step
+            return
+        self._metrics.flush()
         match news:
-            case Metric():
-                row = models.Metric(iteration=self._iteration(iteration), job=self.job, **news.as_dict())
-                durably(lambda: self._insert([row]))
-                self.items_done = news.step
             case Preflight():
-                self._keep_imitation(iteration, preflight=news.as_dict())
+                self._keep_imitation(iteration, preflight=_storable(news.as_dict()))
             case FirstBatch():
                 self._keep_imitation(iteration, first_batch=_storable(news.as_dict()))
             case Saved():
                 self._keep_imitation(iteration, saved_step=news.step, steps=news.steps, saved_at=timezone.now())
+
+    def _write_metrics(self, rows: Sequence[models.Metric]) -> None:
+        durably(lambda: self._insert(rows))
 
     def _keep_imitation(self, iteration: int, **values: Any) -> None:
         made_in = self._iteration(iteration)

@@ -18,7 +18,7 @@ from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from experiments.models import Budget, Iteration, Job, PendingCall, Run, Stage
+from experiments.models import Budget, Imitation, Iteration, Job, PendingCall, Run, Stage
 from experiments.querysets import latest_jobs, move
 from experiments.querysets_calls import over_budget_jobs
 from experiments.services.budgets import has_new_room
@@ -52,8 +52,10 @@ def advance(run_id: int, *, retry: bool = False) -> None:
         }
         for planned in _due(run, last):
             job = last.get((planned.iteration, planned.step))
-            if job is None or retry or _may_try_again(job):
+            if job is None or retry:
                 _queue(run, planned)
+            elif _may_try_again(job):
+                _queue(run, planned, use_saved=job.use_saved)
 
 
 def _due(run: Run, last: dict[tuple[int, str], Job]) -> list[Planned]:
@@ -76,11 +78,11 @@ def _may_try_again(job: Job) -> bool:
     return not (len(recent) == MOST_CRASHES and all(state == JobState.CRASHED for state in recent))
 
 
-def _queue(run: Run, planned: Planned) -> Job:
+def _queue(run: Run, planned: Planned, *, use_saved: bool = False) -> Job:
     iteration, _ = Iteration.objects.get_or_create(run=run, number=planned.iteration)
     stage, _ = Stage.objects.get_or_create(iteration=iteration, name=planned.stage)
     queue = Queue.GPU if planned.step in GPU_STEPS else Queue.TEACHER
-    job = Job.objects.create(stage=stage, step=planned.step, queue=queue)
+    job = Job.objects.create(stage=stage, step=planned.step, queue=queue, use_saved=use_saved)
     transaction.on_commit(lambda: announce(job))
     return job
 
@@ -193,6 +195,28 @@ def resume_run(run: Run) -> list[str]:
     return out_of_batch
 
 
+def use_save(run: Run) -> list[str]:
+    """Take the last save of a tuning that ended before its time as the iteration's checkpoint, and go on with the run from there.
+
+    Gives what `resume_run` gives. Raises ConfigError where there is no such save, or the run's config cannot be read.
+    """
+    with transaction.atomic():
+        locked = _locked(run.pk)
+        job = _unfinished_tuning(locked)
+        if job is None:
+            raise ConfigError("There is no save to use: no tuning of this run ended before its last step and left one.")
+        _queue_again(locked, job, use_saved=True)
+        return resume_run(run)
+
+
+def _unfinished_tuning(run: Run) -> Job | None:
+    """The run's last tuning, where it ended early and a save of it is kept."""
+    last = _jobs(run).filter(step=Step.TUNING).select_related("stage__iteration").order_by("-id").first()
+    if last is None or last.state in LIVE or last.state == JobState.FINISHED:
+        return None
+    return last if Imitation.objects.filter(iteration=last.stage.iteration, saved_step__isnull=False).exists() else None
+
+
 def go_on_from_budgets() -> int:
     """Queue again what stopped at a budget that was set since, and has room now. Gives how many runs go on."""
     of_job = Q(run=OuterRef("stage__iteration__run")) | Q(endpoint__isnull=False)
@@ -252,8 +276,9 @@ def _give_up_lost_calls() -> int:
     return len(lost)
 
 
-def _queue_again(run: Run, job: Job) -> None:
-    _queue(run, Planned(job.stage.iteration.number, StageName(job.stage.name), Step(job.step)))
+def _queue_again(run: Run, job: Job, *, use_saved: bool = False) -> None:
+    planned = Planned(job.stage.iteration.number, StageName(job.stage.name), Step(job.step))
+    _queue(run, planned, use_saved=use_saved or job.use_saved)
 
 
 def _locked(run_id: int) -> Run:

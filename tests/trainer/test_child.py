@@ -74,14 +74,14 @@ class Watcher:
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
-        if event["event"] == self.kill_at:
+        if self.kill_at in (event["event"], event.get("kind")):
             os.kill(self.pid, signal.SIGKILL)
 
     def should_stop(self) -> bool:
         return bool(self.stop_at and self.of(self.stop_at))
 
     def of(self, kind: str) -> list[Event]:
-        return [event for event in self.events if event["event"] == kind]
+        return [event for event in self.events if kind in (event["event"], event.get("kind"))]
 
     @property
     def pid(self) -> int:
@@ -197,7 +197,7 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     try:
         assert parent.stdout
         child = json.loads(parent.stdout.readline())["pid"]
-        assert json.loads(parent.stdout.readline())["event"] == "metric"
+        assert json.loads(parent.stdout.readline())["kind"] == "preflight"
         assert is_running(child)
     finally:
         parent.kill()

@@ -63,6 +63,7 @@ def everything(folder: Path) -> dict[str, Any]:
 def test_the_plan_is_the_papers_loop() -> None:
     config = replace(CONFIG, loop=replace(CONFIG.loop, iterations=1), evaluation=EvaluationConfig(benchmarks=("demo_skills",)))
     assert list(plan(config)) == [
+        Planned(0, Stage.IMITATION, Step.PREFLIGHT),
         Planned(0, Stage.IMITATION, Step.TEACHER_RESPONSES),
         Planned(0, Stage.IMITATION, Step.TUNING),
         Planned(0, Stage.EVALUATION, Step.BENCHMARKS),

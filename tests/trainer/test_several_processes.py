@@ -1,0 +1,166 @@
+"""An imitation of two processes, started by the launcher as on a machine with two cards: here they are CPUs (gloo)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.trainer.tuning_cases import STEPS, imitate, make_config, make_examples
+from trainer.accelerated import launcher_of
+from trainer.checkpoints import read_checkpoint, verify_checkpoint
+from trainer.child_student import ChildStudent
+from trainer.config import RunConfig
+from trainer.errors import Cancelled, ChildDied, ConfigError
+from trainer.records import Metric, Saved, TuningNews
+
+torch = pytest.importorskip("torch")
+
+
+def tune(
+    config: RunConfig, folder: Path, *, should_stop: Callable[[], bool] = lambda: False, on_news: Callable[[TuningNews], None] | None = None
+) -> tuple[Path, list[Metric]]:
+    metrics: list[Metric] = []
+
+    def keep(news: TuningNews) -> None:
+        if isinstance(news, Metric):
+            metrics.append(news)
+        if on_news:
+            on_news(news)
+
+    student = ChildStudent(config, iteration=0, start=None, folder=folder, should_stop=should_stop)
+    return student.imitate(make_examples(), iteration=0, tell=keep).path, metrics
+
+
+def two(**settings: Any) -> RunConfig:
+    return make_config(device_batch_size=2, processes=2, **settings)
+
+
+def weights(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(path / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Metric]]:
+    """The same tuning by one process."""
+    return imitate(make_config(), tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_processes_learn_what_one_does(tmp_path: Path, alone: tuple[Path, list[Metric]], sharding: str) -> None:
+    path, metrics = tune(two(sharding=sharding), tmp_path)
+
+    assert [m.step for m in metrics] == [m.step for m in alone[1]]
+    assert [m.loss for m in metrics] == pytest.approx([m.loss for m in alone[1]], abs=1e-4)
+    assert [m.grad_norm for m in metrics] == pytest.approx([m.grad_norm for m in alone[1]], rel=1e-3)
+    assert verify_checkpoint(path) == []
+    theirs, ours = weights(alone[0]), weights(path)
+    assert theirs.keys() == ours.keys()
+    # AdamW divides by the root of tiny second moments, so that rounding shows in the fourth digit of a weight.
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_both_stop_after_the_same_step_and_go_on_from_it(tmp_path: Path, alone: tuple[Path, list[Metric]], sharding: str) -> None:
+    config, saved = two(sharding=sharding, first_steps=2000), list[Saved]()
+
+    def note(news: TuningNews) -> None:
+        if isinstance(news, Saved):
+            saved.append(news)
+
+    with pytest.raises(Cancelled, match=r"Stopped at step \d+ of 2000"):
+        tune(config, tmp_path, should_stop=lambda: bool(saved), on_news=note)
+    stopped_at = saved[-1].step
+    again: list[Metric] = []
+    with pytest.raises(Cancelled):
+        tune(config, tmp_path, should_stop=lambda: bool(again), on_news=lambda n: again.append(n) if isinstance(n, Metric) else None)
+
+    assert again[0].step > stopped_at
+    assert again[0].loss < alone[1][0].loss
+
+
+def test_a_dead_process_ends_the_others_and_is_told(tmp_path: Path) -> None:
+    ours: list[psutil.Process] = []
+
+    def kill_one(news: TuningNews) -> None:
+        if isinstance(news, Metric) and not ours:
+            ours.extend(p for p in psutil.Process().children(recursive=True) if "trainer.child" in p.cmdline())
+            second = next(p for p in ours if p.environ().get("RANK") == "1")
+            os.kill(second.pid, signal.SIGKILL)
+
+    with pytest.raises(ChildDied, match="SIGKILL"):
+        tune(two(first_steps=100_000), tmp_path, on_news=kill_one)
+
+    deadline = time.monotonic() + 20
+    while any(p.is_running() for p in ours) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [p for p in ours if p.is_running()]
+
+
+def test_no_process_outlives_its_launcher(tmp_path: Path) -> None:
+    ours: list[psutil.Process] = []
+
+    def kill_launcher(news: TuningNews) -> None:
+        if isinstance(news, Metric) and not ours:
+            ours.extend(psutil.Process().children(recursive=True))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                next(p for p in ours if "accelerate.commands.launch" in p.cmdline()).kill()
+
+    with pytest.raises(ChildDied):
+        tune(two(first_steps=100_000), tmp_path, on_news=kill_launcher)
+
+    _, alive = psutil.wait_procs([p for p in ours if "trainer.child" in _command(p)], timeout=20)
+    assert not alive
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_an_error_of_any_process_comes_back_typed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="There is no student '/nowhere'"):
+        tune(make_config(student={"model": "/nowhere"}, processes=2, device_batch_size=2), tmp_path)
+
+
+def test_the_manifest_says_how_many_steps_and_from_which_config(tmp_path: Path) -> None:
+    path, _ = tune(make_config(processes=1), tmp_path)
+
+    assert read_checkpoint(path).step == STEPS
+    assert read_checkpoint(path).config["imitation"]["processes"] == 1
+
+
+# How they are started
+
+
+def test_one_process_for_each_card_is_left_to_the_launcher() -> None:
+    command = launcher_of(make_config())
+
+    assert command[:2] == ["-m", "accelerate.commands.launch"]
+    assert "--num_processes" not in command
+
+
+def test_eight_cards_shard_as_the_config_says() -> None:
+    command = launcher_of(make_config(processes=8, sharding="full", device_batch_size=1))
+
+    assert command[command.index("--num_processes") + 1] == "8"
+    assert "--use_fsdp" in command
+    assert "--multi_gpu" not in command
+
+
+def test_a_team_s_own_accelerate_config_decides_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIONWEB_ACCELERATE_CONFIG", "/etc/two-machines.yaml")
+
+    assert launcher_of(make_config(processes=8)) == ["-m", "accelerate.commands.launch", "--config_file", "/etc/two-machines.yaml"]

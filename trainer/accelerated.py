@@ -1,0 +1,45 @@
+"""How an imitation is started: the arguments of `accelerate launch`, for one process or many, on one machine or several."""
+
+from __future__ import annotations
+
+import os
+
+from trainer.config import RunConfig
+
+CONFIG_VARIABLE = "LIONWEB_ACCELERATE_CONFIG"
+"""Environment variable with the file that `accelerate config` wrote: where it is set, machines, processes and sharding are as it says."""
+
+
+def launcher_of(config: RunConfig) -> list[str]:
+    """Arguments of Python that start an imitation's processes; `-m MODULE ...` follows."""
+    launch = ["-m", "accelerate.commands.launch"]
+    file = os.environ.get(CONFIG_VARIABLE, "")
+    if file:
+        return [*launch, "--config_file", file]
+    settings = config.imitation
+    fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    threads = ["--num_cpu_threads_per_process", str(max(1, _cores() // max(1, settings.processes)))]
+    return [*launch, *fixed, *threads, *_processes(settings.processes, sharding=settings.sharding)]
+
+
+def _cores() -> int:
+    """Threads for arithmetic: as whoever started us wants it, else one a core."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    return int(chosen) if chosen.isdigit() and int(chosen) else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _processes(count: int, *, sharding: str) -> list[str]:
+    """So many processes; none named: the launcher takes one for each card it sees, or one."""
+    number = ["--num_processes", str(count)] if count else []
+    if sharding == "none":
+        return [*number, *(["--multi_gpu"] if count > 1 else [])]
+    wrapped = ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_reshard_after_forward", "true"]
+    gathered = ["--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "false"]
+    return [*number, "--use_fsdp", "--fsdp_version", "2", *wrapped, *gathered]
+
+
+def wants_several(config: RunConfig) -> bool:
+    """Whether the tuning of a run is for more than one process on this machine."""
+    import torch
+
+    return bool(os.environ.get(CONFIG_VARIABLE)) or (config.imitation.processes or torch.cuda.device_count()) > 1
