@@ -34,8 +34,8 @@ def _processes(count: int, *, sharding: str) -> list[str]:
     if sharding == "none":
         return [*number, *(["--multi_gpu"] if count > 1 else [])]
     wrapped = ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--fsdp_reshard_after_forward", "true"]
-    gathered = ["--fsdp_state_dict_type", "FULL_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "false"]
-    return [*number, "--use_fsdp", "--fsdp_version", "2", *wrapped, *gathered]
+    saved = ["--fsdp_state_dict_type", "SHARDED_STATE_DICT", "--fsdp_cpu_ram_efficient_loading", "false"]
+    return [*number, "--use_fsdp", "--fsdp_version", "2", *wrapped, *saved]
 
 
 def wants_several(config: RunConfig) -> bool:

@@ -54,6 +54,7 @@ from trainer.examples import (
     step_count,
 )
 from trainer.models import (
+    check_method,
     check_precision,
     context_of,
     device,
@@ -134,6 +135,7 @@ def imitate(
     if use_saved:
         return promote_save(work)
     check_precision(config.student.precision, device())
+    check_method(config.student.method)
     return _tune(work, tell if world()[0] == 0 else _tell_nobody, should_stop)
 
 

@@ -105,16 +105,8 @@ def load_model(config: RunConfig, start: Path | None, *, dtype: torch.dtype, tra
 
 
 def load_quantized(config: RunConfig, start: Path | None) -> Any:
-    """The base of a student in 4 bits on this process's card, for an adapter to be tuned on it; with the adapter of `start`, if any.
-
-    Raises ConfigError where there is no CUDA card or no bitsandbytes.
-    """
+    """The base of a student in 4 bits on this process's card, for an adapter to be tuned on it; with the adapter of `start`, if any."""
     import torch
-
-    if not torch.cuda.is_available() or not _installed("bitsandbytes"):
-        missing = "a CUDA card" if not torch.cuda.is_available() else "the package bitsandbytes (pip install bitsandbytes)"
-        text = f"QLoRA needs {missing}, which this worker does not have. Set student.method to lora."
-        raise ConfigError(text, fields={"student.method": text})
     from transformers import BitsAndBytesConfig
 
     compute = dtype_of(config.student.precision)
@@ -131,6 +123,17 @@ def load_quantized(config: RunConfig, start: Path | None) -> Any:
     base = prepare(load_base(config, manifest.base, manifest.revision, dtype=compute, **options), use_gradient_checkpointing=False)
     with loading_errors(str(start)):
         return PeftModel.from_pretrained(base, str(start), is_trainable=True)
+
+
+def check_method(method: str) -> None:
+    """Raise ConfigError where this machine cannot hold a base in 4 bits and the method wants that."""
+    import torch
+
+    if method != "qlora" or (torch.cuda.is_available() and _installed("bitsandbytes")):
+        return
+    missing = "the package bitsandbytes (pip install bitsandbytes)" if torch.cuda.is_available() else "a CUDA card"
+    text = f"QLoRA needs {missing}, which this worker does not have. Set student.method to lora."
+    raise ConfigError(text, fields={"student.method": text})
 
 
 def flash_attention() -> bool:

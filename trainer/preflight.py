@@ -17,7 +17,7 @@ import psutil
 from trainer.checkpoints import SPARE_BYTES, free_bytes, readable_size, require_space
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, OutOfMemory
-from trainer.models import check_precision, context_of, device, dtype_of, empty_model, load_tokenizer
+from trainer.models import check_method, check_precision, context_of, device, dtype_of, empty_model, load_tokenizer
 from trainer.records import Preflight
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def check_student(config: RunConfig, *, folder: Path) -> Preflight:
     from trainer.records import Instruction
 
     check_precision(config.student.precision, device())
+    check_method(config.student.method)
     tokenizer = load_tokenizer(config, None)
     encode_prompts(tokenizer, [Instruction(key="probe", text="probe")], template=config.student.template)
     model = empty_model(config)

@@ -49,7 +49,7 @@ SAVE_DIGESTS = "sha256.json"
 """The file of a save that lists the sha256 of every other one."""
 
 SMOOTHED_OVER = 10
-"""A loss diverges where its mean over so many logs is above its first such mean, and twice the lowest."""
+"""A loss diverges where its mean over so many logs is above its first, and twice the lowest."""
 
 
 def training_arguments(
@@ -201,7 +201,7 @@ class Tuning(Trainer):
             text = f"The loss is {loss} {when}. Lower imitation.learning_rate ({rate:g}), or use fp32 or bf16."
         elif (means := diverged(self._losses)) is not None:
             text = (
-                f"The loss diverges {when}: it was {means[0]:.3g}, has been {means[1]:.3g} and is {means[2]:.3g}. "
+                f"The loss diverges {when}: it began at {means[0]:.3g}, has been {means[1]:.3g} and is {means[2]:.3g}. "
                 f"Lower imitation.learning_rate ({rate:g}) or lengthen imitation.warmup."
             )
         if text:
@@ -327,11 +327,12 @@ def accepts_logits_to_keep(model: Any) -> bool:
 
 
 def diverged(losses: list[float]) -> tuple[float, float, float] | None:
-    """First, lowest and last mean over SMOOTHED_OVER logs where the last is above the first and twice the lowest; else None."""
+    """First loss, lowest and last mean over SMOOTHED_OVER logs, where the last is above the first and twice the lowest; else None."""
     if len(losses) < 2 * SMOOTHED_OVER:
         return None
     means = [fmean(losses[at : at + SMOOTHED_OVER]) for at in range(len(losses) - SMOOTHED_OVER + 1)]
-    first, lowest, last = means[0], min(means), means[-1]
+    first, last = losses[0], means[-1]
+    lowest = min(first, *means)
     return (first, lowest, last) if last > first and last > 2 * lowest else None
 
 

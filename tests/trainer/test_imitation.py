@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.trainer.tuning_cases import STEPS, Killed, imitate, kill_at, make_config, make_examples, weights_of
 from trainer import checkpoints
 from trainer.checkpoints import read_checkpoint, verify_checkpoint
 from trainer.config import config_from_dict
-from trainer.errors import Cancelled, ConfigError, LossDiverged, NoSpace
+from trainer.errors import Cancelled, ConfigError, DataWorkerDied, LossDiverged, NoSpace
 from trainer.models import load_model
-from trainer.records import Metric, Response
+from trainer.records import FirstBatch, Metric, Preflight, Remark, Response, Saved, TuningNews
 from trainer.student import LocalStudent
 
 torch = pytest.importorskip("torch")
@@ -84,6 +85,96 @@ def test_eight_at_once_is_two_times_four(tmp_path: Path, undisturbed: tuple[Path
 
     assert [m.loss for m in metrics] == pytest.approx([m.loss for m in undisturbed[1]], abs=1e-3)
     assert [m.grad_norm for m in metrics] == pytest.approx([m.grad_norm for m in undisturbed[1]], rel=1e-2)
+
+
+def test_packed_is_padded(tmp_path: Path, undisturbed: tuple[Path, list[Metric]]) -> None:
+    _, metrics = imitate(make_config(batches="packed", device_batch_size=4), tmp_path)
+
+    assert [m.loss for m in metrics] == pytest.approx([m.loss for m in undisturbed[1]], abs=1e-3)
+    assert [m.grad_norm for m in metrics] == pytest.approx([m.grad_norm for m in undisturbed[1]], rel=1e-2)
+
+
+def test_gradient_checkpointing_changes_nothing_that_is_learnt(tmp_path: Path, undisturbed: tuple[Path, list[Metric]]) -> None:
+    _, metrics = imitate(make_config(gradient_checkpointing=True), tmp_path)
+
+    assert [m.loss for m in metrics] == pytest.approx([m.loss for m in undisturbed[1]], abs=1e-5)
+
+
+def test_a_model_that_scores_every_position_learns_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: tuple[Path, list[Metric]]
+) -> None:
+    monkeypatch.setattr(tuning, "accepts_logits_to_keep", lambda model: False)
+    _, metrics = imitate(make_config(), tmp_path)
+
+    assert [m.loss for m in metrics] == pytest.approx([m.loss for m in undisturbed[1]], abs=1e-5)
+
+
+def test_the_loss_is_torch_s_and_so_is_its_gradient() -> None:
+    from trainer.loss import response_loss
+
+    torch.manual_seed(0)
+    scores = torch.randn(7, 300, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([5, -100, 299, 0, -100, 17, 17])
+    expected = torch.nn.functional.cross_entropy(scores, labels, reduction="sum", ignore_index=-100)
+    [slope] = torch.autograd.grad(expected * 3, scores)
+    ours = response_loss(scores, labels)
+    [our_slope] = torch.autograd.grad(ours * 3, scores)
+
+    torch.testing.assert_close(ours.double(), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(our_slope, slope, atol=1e-5, rtol=1e-5)
+
+
+def test_what_it_will_take_and_the_first_batch_are_told_before_the_first_step(tmp_path: Path) -> None:
+    news: list[TuningNews] = []
+    imitate(make_config(max_length=17), tmp_path, news=news)
+    cut = sum(len(example.response) > 3 for example in make_examples())
+
+    found, batch, remark = news[:3]
+    assert isinstance(found, Preflight)
+    assert (found.examples, found.steps, found.cut, found.left_out) == (20, STEPS, cut, 0)
+    assert found.parameters == found.trainable == 41_824
+    assert (found.weights, found.gradients, found.optimizer) == (4 * 41_824, 4 * 41_824, 8 * 41_824)
+    assert 0 < found.activations < found.memory
+    assert 0 < found.response_tokens < found.device_tokens
+    assert found.seconds is not None
+    assert isinstance(batch, FirstBatch)
+    assert all(text.removesuffix("</s>").isupper() for example in batch.examples for text, learnt in example.pieces if learnt)
+    assert remark == Remark(text=f"{cut} of 20 examples are longer than 17 tokens and were cut: they teach no end.")
+    assert [told.step for told in news if isinstance(told, Saved)] == [4, 8]
+
+
+def test_a_length_beyond_the_student_s_is_refused_before_anything_is_learnt(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"4096 tokens is beyond.*imitation\.max_length to 2048"):
+        imitate(make_config(max_length=4096), tmp_path)
+
+
+def test_a_loss_that_grows_is_named_with_what_to_do(tmp_path: Path) -> None:
+    config = make_config(first_steps=300, learning_rate=1.0, schedule="constant", warmup=0, log_steps=1, save_steps=1000)
+
+    with pytest.raises(LossDiverged, match=r"The loss diverges at step \d+ of 300: .*Lower imitation\.learning_rate \(1\)"):
+        imitate(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ([5.0] * 19 + [50.0], False),  # too few to tell
+        ([5.0, 4.0, 3.0, 2.0, 1.0] * 10, False),
+        ([5.0] * 10 + [1.0] * 10 + [4.0] * 10, False),  # worse than its best, better than its beginning
+        ([5.0] * 10 + [2.0] * 10 + [9.0] * 10, True),
+    ],
+)
+def test_a_loss_diverges_when_it_is_above_its_beginning_and_twice_its_best(losses: list[float], told: bool) -> None:
+    assert (tuning.diverged(losses) is not None) == told
+
+
+def test_a_dead_data_worker_is_named_with_what_to_do(tmp_path: Path) -> None:
+    def kill_worker(metric: Metric) -> None:
+        for child in psutil.Process().children():
+            child.kill()
+
+    with pytest.raises(DataWorkerDied, match=r"imitation\.data_workers to 0"):
+        imitate(make_config(data_workers=1, first_steps=100_000, log_steps=1, save_steps=1_000_000), tmp_path, on_metric=kill_worker)
 
 
 def test_the_order_in_which_examples_arrive_changes_nothing(tmp_path: Path, undisturbed: tuple[Path, list[Metric]]) -> None:
@@ -158,6 +249,56 @@ def test_a_finished_imitation_is_not_repeated(tmp_path: Path) -> None:
     again, metrics = imitate(make_config(), tmp_path)
 
     assert (again, metrics) == (path, [])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other bytes", "no digests"])
+def test_a_damaged_save_is_passed_over_for_the_one_before_and_said(
+    tmp_path: Path, undisturbed: tuple[Path, list[Metric]], damage: str
+) -> None:
+    with pytest.raises(Killed):
+        imitate(make_config(), tmp_path, on_metric=kill_at(9))
+    last = tmp_path / ".iteration-0.work" / "checkpoint-8"
+    file = last / ("sha256.json" if damage == "no digests" else "optimizer.pt")
+    content = file.read_bytes()
+    file.write_bytes({"truncated": content[:-10], "other bytes": content[:-1] + b"x", "no digests": b""}[damage])
+    news: list[TuningNews] = []
+
+    path, metrics = imitate(make_config(), tmp_path, news=news)
+
+    remarks = [told.text for told in news if isinstance(told, Remark)]
+    assert remarks == ["The save of step 8 is damaged: its files are not what was written. Going on from step 4."]
+    assert metrics[0].step > 4
+    assert weights_of(path) == weights_of(undisturbed[0])
+
+
+def test_a_stopped_tuning_s_save_can_be_used_as_it_is(tmp_path: Path) -> None:
+    asked = count(1)
+    with pytest.raises(Cancelled, match="or use it as it is"):
+        imitate(make_config(), tmp_path, should_stop=lambda: next(asked) >= 6)
+    saved = weights_of(tmp_path / ".iteration-0.work" / "checkpoint-6")
+
+    path, metrics = imitate(make_config(), tmp_path, use_saved=True)
+
+    assert metrics == []
+    assert read_checkpoint(path).step == 6
+    assert verify_checkpoint(path) == []
+    assert load_model(make_config(), path, dtype=torch.float32)  # whole for whoever loads it
+    assert weights_of(path) == saved
+    assert [p.name for p in tmp_path.iterdir()] == ["iteration-0"]
+
+
+def test_without_a_save_there_is_nothing_to_use(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no whole save"):
+        imitate(make_config(), tmp_path, use_saved=True)
+
+
+def test_a_damaged_parent_is_refused_by_name(tmp_path: Path) -> None:
+    first, _ = imitate(make_config(), tmp_path)
+    file = first / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    with pytest.raises(ConfigError, match=r"iteration-0 is damaged: model\.safetensors is not what was written"):
+        imitate(make_config(), tmp_path, iteration=1, start=first)
 
 
 # Checkpoints
