@@ -6,6 +6,7 @@ with half the examples on a device and twice the accumulation: the same gradient
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,9 +17,12 @@ from trainer.accelerated import launcher_of
 from trainer.config import RunConfig
 from trainer.errors import OutOfMemory
 from trainer.jsonl import write_jsonl
-from trainer.launch import run_child
+from trainer.launch import TASK_PREFIX, run_child
 from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Record, Remark, Response, TuningNews, news_from_dict
 from trainer.roles import CheckpointInfo
+
+INPUT_PREFIX = ".input-"
+"""How the folders begin in which the records of a task lie while it is done."""
 
 
 class ChildStudent:
@@ -101,7 +105,8 @@ class ChildStudent:
         launcher: Sequence[str] = (),
         **options: Any,
     ) -> None:
-        with tempfile.TemporaryDirectory(prefix="lionweb-") as folder:
+        shared = self._shared_folder() if launcher else None
+        with tempfile.TemporaryDirectory(prefix=INPUT_PREFIX, dir=shared) as folder:
             source = Path(folder) / "input.jsonl"
             write_jsonl(source, (record.as_dict() for record in records))
             run_child(
@@ -118,4 +123,12 @@ class ChildStudent:
                 on_event=on_event,
                 should_stop=self._should_stop,
                 launcher=launcher,
+                shared=shared,
             )
+
+    def _shared_folder(self) -> Path:
+        """Where other machines that tune along find the task: beside the checkpoints, without what a kill left there."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in (*self._folder.glob(f"{TASK_PREFIX}*"), *self._folder.glob(f"{INPUT_PREFIX}*")):
+            shutil.rmtree(left, ignore_errors=True)
+        return self._folder

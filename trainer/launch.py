@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import trainer.errors
 from trainer.errors import Cancelled, ChildDied, ConfigError, TrainerError
+from trainer.jsonl import write_json
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ POLL_S = 0.5
 
 LAST_LINES = 15
 """How much of the child's stderr goes into the message of a ChildDied."""
+
+TASK_PREFIX = ".task-"
+"""How the folders begin in which tasks lie while they are done."""
 
 ENDINGS = ("finished", "failed", "stopped")
 
@@ -44,19 +48,21 @@ def run_child(
     environment: Mapping[str, str] | None = None,
     module: str = "trainer.child",
     launcher: Sequence[str] = (),
+    shared: Path | None = None,
 ) -> None:
     """Do a task in a process of its own, by default one of `trainer.child`; returns when it finished.
 
     launcher: arguments of Python before `-m module`, for what starts several processes (see `trainer.accelerated`).
+    shared: a folder for the task where other machines see it too; None for a temporary one.
 
     on_event is called in this thread, first with {"event": "started", "pid": n}, then with each event the child tells but its last.
     should_stop is asked about every half second; a True lets the child save what it has. environment: None for a copy of ours.
     Raises the error the child reports, Cancelled when it was stopped, ChildDied when it ended without a word. The child never
     outlives the call, nor this process.
     """
-    with tempfile.TemporaryDirectory(prefix="lionweb-") as folder:
+    with tempfile.TemporaryDirectory(prefix=TASK_PREFIX, dir=shared) as folder:
         path = Path(folder) / "task.json"
-        path.write_text(json.dumps(task), encoding="utf-8")
+        write_json(path, task)
         _run([*launcher, "-m", module, str(path)], on_event, should_stop, environment)
 
 

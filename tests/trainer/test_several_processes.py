@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +14,17 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
+from tests.stack import ROOT, free_port
 from tests.trainer.tuning_cases import STEPS, imitate, make_config, make_examples
+from trainer import child_student, join
 from trainer.accelerated import launcher_of
 from trainer.checkpoints import read_checkpoint, verify_checkpoint
 from trainer.child_student import ChildStudent
 from trainer.config import RunConfig
-from trainer.errors import Cancelled, ChildDied, ConfigError
-from trainer.records import Metric, Saved, TuningNews
+from trainer.errors import Cancelled, ChildDied, ConfigError, OutOfMemory
+from trainer.records import Metric, Remark, Saved, TuningNews
 
 torch = pytest.importorskip("torch")
 
@@ -140,6 +145,70 @@ def test_the_manifest_says_how_many_steps_and_from_which_config(tmp_path: Path) 
 
     assert read_checkpoint(path).step == STEPS
     assert read_checkpoint(path).config["imitation"]["processes"] == 1
+
+
+# Two machines
+
+
+def accelerate_config(folder: Path, *, rank: int, port: int) -> Path:
+    """What `accelerate config` writes for one of two machines of one process each."""
+    path = folder / f"machine-{rank}.yaml"
+    settings = {
+        "compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "use_cpu": False, "mixed_precision": "no",
+        "num_machines": 2, "machine_rank": rank, "num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port, "rdzv_backend": "static",
+        "same_network": True, "main_training_function": "main", "dynamo_config": {},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_a_second_machine_tunes_along(tmp_path: Path, alone: tuple[Path, list[Metric]], monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("LIONWEB_ACCELERATE_CONFIG", str(accelerate_config(tmp_path, rank=0, port=port)))
+    data = tmp_path / "data"
+    data.mkdir()
+    theirs = accelerate_config(tmp_path, rank=1, port=port)
+    command = [sys.executable, "-m", "trainer.join", str(data), "--once", "--config-file", str(theirs)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as other:
+        try:
+            assert other.stderr
+            assert "Waiting for imitations" in other.stderr.readline()
+            path, metrics = tune(make_config(device_batch_size=2), data / "runs" / "1" / "checkpoints")
+            assert other.wait(timeout=30) == 0
+        finally:
+            other.kill()
+
+    assert [m.loss for m in metrics] == pytest.approx([m.loss for m in alone[1]], abs=1e-4)
+    assert [p.name for p in path.parent.iterdir()] == ["iteration-0"]
+
+
+def test_joining_a_folder_that_is_not_there_says_what_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert join.main([str(tmp_path / "nowhere"), "--config-file", str(tmp_path)]) == 2
+    assert "Name the shared data folder" in capsys.readouterr().err
+
+
+# Memory
+
+
+def test_where_memory_runs_out_it_is_tried_once_more_with_half_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, int]] = []
+
+    def run_out(task: dict[str, Any], **options: Any) -> None:
+        settings = task["config"]["imitation"]
+        tried.append((settings["device_batch_size"], settings["batch_size"]))
+        raise OutOfMemory("There is not enough memory for tuning with 8 examples.")
+
+    monkeypatch.setattr(child_student, "run_child", run_out)
+    news: list[TuningNews] = []
+
+    with pytest.raises(OutOfMemory):
+        tune(make_config(), tmp_path, on_news=news.append)
+
+    assert tried == [(8, 8), (4, 8)]
+    assert [told.text for told in news if isinstance(told, Remark)] == [
+        "There is not enough memory for tuning with 8 examples. Trying once more with 4 on the device and twice the accumulation."
+    ]
 
 
 # How they are started
