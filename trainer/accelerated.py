@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import yaml
 
 from trainer.config import RunConfig
 
@@ -38,8 +41,18 @@ def _processes(count: int, *, sharding: str) -> list[str]:
     return [*number, "--use_fsdp", "--fsdp_version", "2", *wrapped, *saved]
 
 
-def wants_several(config: RunConfig) -> bool:
-    """Whether the tuning of a run is for more than one process on this machine."""
+def processes_of(config: RunConfig) -> tuple[int, bool]:
+    """How many processes tune together on this worker and its machines, and whether they share the weights out."""
+    settings = config.imitation
+    file = os.environ.get(CONFIG_VARIABLE, "")
+    if file:
+        written = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        return int(written.get("num_processes") or 1), written.get("distributed_type") == "FSDP"
     import torch
 
-    return bool(os.environ.get(CONFIG_VARIABLE)) or (config.imitation.processes or torch.cuda.device_count()) > 1
+    return settings.processes or max(1, torch.cuda.device_count()), settings.sharding == "full"
+
+
+def wants_several(config: RunConfig) -> bool:
+    """Whether the tuning of a run is for more than one process."""
+    return processes_of(config)[0] > 1

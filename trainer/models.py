@@ -232,6 +232,9 @@ def loading_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if "connect" in str(error).lower() and not Path(name).exists():
+            text = f"The Hub could not be reached for {name!r}, and this worker has no copy. Mend its network, or name a local folder."
+            raise ConfigError(text, fields={"student.model": text}) from error
         raise _no_student(name, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from error
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from trainer.accelerated import processes_of
 from trainer.checkpoints import SPARE_BYTES, free_bytes, readable_size, require_space
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, OutOfMemory
@@ -55,9 +56,9 @@ def check_student(config: RunConfig, *, folder: Path) -> Preflight:
 def preflight(config: RunConfig, model: Any, encoded: Encoded, order: Sequence[int], *, steps: int, folder: Path) -> Preflight:
     """The same for a student that is loaded and examples that are encoded, with steps, tokens and time."""
     from trainer.imitation import is_packed
-    from trainer.tuning import device_batch_of, world
+    from trainer.tuning import device_batch_of
 
-    processes = world()[1]
+    processes = processes_of(config)[0]
     size = device_batch_of(config, processes)
     lengths = [len(encoded.examples[i].ids) for i in order]
     learnt = [encoded.examples[i].response_tokens for i in order]
@@ -92,8 +93,8 @@ def require_length(config: RunConfig, context: int) -> None:
 def _sized(config: RunConfig, model: Any, *, trainable: int, folder: Path, activations: int = 0, **counted: Any) -> Preflight:
     """The preflight with memory and disk worked out. Raises OutOfMemory where what is counted alone is too much."""
     parameters = _count(model)
-    processes = _processes()
-    shards = processes if config.imitation.sharding == "full" else 1
+    processes, sharded = processes_of(config)
+    shards = processes if sharded else 1
     frozen = parameters - trainable if config.student.method != "full" else 0
     weights = (4 * trainable + int(_bytes_each(config) * frozen)) // shards
     found = {
@@ -108,7 +109,7 @@ def _sized(config: RunConfig, model: Any, *, trainable: int, folder: Path, activ
         "gradients": 4 * trainable // shards,
         "optimizer": 8 * trainable // shards,
         "activations": activations,
-        "memory": device_memory(),
+        "memory": device_memory(processes),
         "disk_needed": disk_bytes(config, trainable),
         "disk_free": free_bytes(folder),
         "context": context_of(model),
@@ -215,15 +216,11 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
 
 
-def device_memory() -> int:
+def device_memory(processes: int = 1) -> int:
     """Bytes of memory of the card; without one, what this process may have of the machine's."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
     limits = [int(text) for path in CGROUP_LIMITS if path.is_file() and (text := path.read_text().strip()).isdigit()]
-    return int(min([psutil.virtual_memory().total, *limits])) // _processes()
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(min([psutil.virtual_memory().total, *limits])) // processes

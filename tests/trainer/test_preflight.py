@@ -103,14 +103,29 @@ def test_a_chat_form_that_is_not_there_is_refused(folder: Path, tmp_path: Path) 
 
 
 def test_what_is_counted_and_does_not_fit_ends_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "device_memory", lambda: 500_000)
+    monkeypatch.setattr(preflight, "device_memory", lambda processes: 500_000)
 
     with pytest.raises(OutOfMemory, match=r"41,824 parameters cannot be tuned here.*student\.method to lora"):
         check(make_config(), tmp_path)
 
 
+def test_several_cards_share_out_what_one_could_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "device_memory", lambda processes: 500_000)
+    found = check(make_config(processes=2, sharding="full"), tmp_path)
+
+    assert (found.processes, found.optimizer) == (2, 4 * 41_824)
+
+
+def test_a_team_s_accelerate_config_says_how_many_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "accelerate.yaml").write_text("distributed_type: FSDP\nnum_processes: 16\n")
+    monkeypatch.setenv("LIONWEB_ACCELERATE_CONFIG", str(tmp_path / "accelerate.yaml"))
+    found = check(make_config(), tmp_path)
+
+    assert (found.processes, found.weights) == (16, 4 * 41_824 // 16)
+
+
 def test_what_is_only_estimated_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "device_memory", lambda: 16 * 41_824 + 1000)
+    monkeypatch.setattr(preflight, "device_memory", lambda processes: 16 * 41_824 + 1000)
 
     assert "Memory is tight" in " ".join(check(make_config(), tmp_path).problems)
 

@@ -155,7 +155,8 @@ def accelerate_config(folder: Path, *, rank: int, port: int) -> Path:
     path = folder / f"machine-{rank}.yaml"
     settings = {
         "compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "use_cpu": False, "mixed_precision": "no",
-        "num_machines": 2, "machine_rank": rank, "num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port, "rdzv_backend": "static",
+        "num_machines": 2, "machine_rank": rank, "num_processes": 2, "main_process_ip": "127.0.0.1", "main_process_port": port,
+        "rdzv_backend": "static",
         "same_network": True, "main_training_function": "main", "dynamo_config": {},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(settings))
