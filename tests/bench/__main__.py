@@ -14,7 +14,7 @@ import sys
 from tests.bench.report import say
 
 SUBJECTS = (
-    *("similarity", "calls", "calls_limited", "calls_outage", "respond", "imitate", "evaluate"),
+    *("similarity", "calls", "calls_limited", "calls_outage", "respond", "imitate", "evaluate", "card"),
     *("pages_runs", "pages_instructions", "start", "demo"),
 )
 
