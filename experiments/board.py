@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
+from statistics import harmonic_mean
 from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
 
 from experiments import querysets
-from experiments.models import BenchmarkScore, Checkpoint, Iteration, Job, Metric, Run
+from experiments.imitation_board import ImitationView, read_imitations, tokens_per_step
+from experiments.models import BenchmarkScore, Checkpoint, Imitation, Iteration, Job, Metric, Run
 from experiments.states import LIVE, JobState, RunState, StageState
 from trainer.plan import STEPS, Stage, Step, plan
 
@@ -27,6 +29,9 @@ WAITING_RUN = frozenset({RunState.FAILED, RunState.STOPPED})
 ASKS_SELDOM_FOR = timedelta(hours=1)
 
 UNITS = {Step.TUNING: "steps", Step.CANDIDATES: "new", Step.BENCHMARKS: "answers", Step.JUDGEMENTS: "judged"}
+
+RECENT_STEPS = 20
+"""The speed of a tuning is told by so many of its last logged steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,10 @@ class StepView:
     """How long its worker has not been heard of, where that is too long to be well."""
     others: int = 0
     """Running jobs of its queue, where it waits for a worker."""
+
+    @property
+    def words(self) -> str:
+        return step_words(self.name, use_saved=self.job is not None and self.job.use_saved)
 
     @property
     def percent(self) -> float:
@@ -95,6 +104,8 @@ class Board:
     jobs: Sequence[Any]
     metrics: Sequence[Metric]
     scores: Sequence[BenchmarkScore]
+    imitations: Sequence[ImitationView] = ()
+    """Those that something is known of, the newest first."""
 
     @property
     def live(self) -> bool:
@@ -138,6 +149,11 @@ class Board:
         return [job for iteration in self.iterations for stage in iteration.stages if stage for job in stage.failures]
 
     @property
+    def saved(self) -> ImitationView | None:
+        """The imitation whose tuning ended early and left a save that can be gone on from, or used as it is."""
+        return next((imitation for imitation in self.imitations if imitation.has_save_to_use), None)
+
+    @property
     def evaluated(self) -> bool:
         """Whether the run measures anything."""
         return any(stage and stage.name == Stage.EVALUATION for iteration in self.iterations for stage in iteration.stages)
@@ -160,7 +176,9 @@ def read_board(run: Run, *, now: datetime | None = None) -> Board:
     checkpoints = {c.iteration_id: c for c in Checkpoint.objects.filter(iteration__run=run).defer("manifest")}
     config = run.run_config()
     sizes = _pool_sizes(rows, accumulated=config.loop.train_pool == "accumulate")
-    steps = _step_views(jobs, metrics, _counted(rows, jobs), now or timezone.now())
+    imitations = {imitation.iteration_id: imitation for imitation in Imitation.objects.filter(iteration__run=run)}
+    planned_tokens = {row.number: tokens_per_step(imitations.get(row.pk)) for row in rows}
+    steps = _step_views(jobs, metrics, _counted(rows, jobs), now or timezone.now(), planned_tokens)
     rejected = querysets.rejected_by_fate(run)
     by_number: dict[int, Iteration] = {row.number: row for row in rows}
 
@@ -183,7 +201,8 @@ def read_board(run: Run, *, now: datetime | None = None) -> Board:
         step = steps.get((p.iteration, p.step)) or _waiting(p.step)
         planned.setdefault(p.iteration, {}).setdefault(p.stage, []).append(step)
     iterations = [view(number, stages) for number, stages in planned.items()]
-    return Board(run=run, iterations=iterations, jobs=jobs, metrics=metrics, scores=scores)
+    shown = read_imitations(rows, imitations, metrics, {number: step for (number, name), step in steps.items() if name == Step.TUNING})
+    return Board(run=run, iterations=iterations, jobs=jobs, metrics=metrics, scores=scores, imitations=shown)
 
 
 def _pool_sizes(rows: Sequence[Any], *, accumulated: bool) -> dict[int, tuple[int, int]]:
@@ -206,8 +225,13 @@ def _counted(rows: Sequence[Any], jobs: Sequence[Job]) -> dict[tuple[int, str], 
 
 
 def _step_views(
-    jobs: Sequence[Job], metrics: Sequence[Metric], counted: Mapping[tuple[int, str], int], now: datetime
+    jobs: Sequence[Job],
+    metrics: Sequence[Metric],
+    counted: Mapping[tuple[int, str], int],
+    now: datetime,
+    planned_tokens: Mapping[int, float | None],
 ) -> dict[tuple[int, str], StepView]:
+    """planned_tokens: iteration number -> response tokens in a step of its tuning."""
     attempts: dict[tuple[int, str], list[Job]] = {}
     for job in jobs:
         attempts.setdefault((job.stage.iteration.number, job.step), []).append(job)
@@ -216,7 +240,9 @@ def _step_views(
         logged.setdefault(metric.job_id, []).append(metric)
     others = others_running(jobs)
     return {
-        key: _step_view(tries, logged.get(tries[-1].pk, []), now, counted=counted.get(key, 0), others=others)
+        key: _step_view(
+            tries, logged.get(tries[-1].pk, []), now, counted=counted.get(key, 0), others=others, step_tokens=planned_tokens.get(key[0])
+        )
         for key, tries in attempts.items()
     }
 
@@ -226,7 +252,15 @@ def others_running(jobs: Sequence[Job]) -> dict[str, int]:
     return querysets.running_by_queue() if any(job.state == JobState.QUEUED for job in jobs) else {}
 
 
-def _step_view(tries: Sequence[Job], logged: Sequence[Metric], now: datetime, *, counted: int, others: Mapping[str, int]) -> StepView:
+def _step_view(
+    tries: Sequence[Job],
+    logged: Sequence[Metric],
+    now: datetime,
+    *,
+    counted: int,
+    others: Mapping[str, int],
+    step_tokens: float | None = None,
+) -> StepView:
     """A step by its attempts, and by what the last of them logged where it is a tuning."""
     job = tries[-1]
     before, done, total = job.items_before, job.items_done, job.items_total
@@ -234,9 +268,9 @@ def _step_view(tries: Sequence[Job], logged: Sequence[Metric], now: datetime, *,
         done = min(max(done, counted), total)
     if logged:
         done, total = max(done, logged[-1].step), logged[-1].steps
-        before = logged[0].step if len(tries) > 1 else 0  # a later attempt goes on from a saved step
+        before = logged[0].step  # the steps before were another attempt's, or came with what is loaded and compiled only once
     unheard = _unheard(job, now)
-    per_s = None if unheard else _rate(job, done - before, now)
+    per_s = None if unheard else _tuning_rate(job, logged, step_tokens) or _rate(job, done - before, now)
     return StepView(
         name=job.step,
         unit=UNITS.get(Step(job.step), "responses"),
@@ -264,6 +298,14 @@ def _rate(job: Job, done: int, now: datetime) -> float | None:
     return done / max((now - job.started_at).total_seconds(), 0.001)
 
 
+def _tuning_rate(job: Job, logged: Sequence[Metric], step_tokens: float | None) -> float | None:
+    """Steps a second of a running tuning by the speed it logs, which leaves out its start; None where it logs none."""
+    speeds = [metric.tokens_per_s for metric in logged[-RECENT_STEPS:] if metric.tokens_per_s]
+    if job.state != JobState.RUNNING or not speeds or not step_tokens:
+        return None
+    return harmonic_mean(speeds) / step_tokens
+
+
 def _unheard(job: Job, now: datetime) -> timedelta | None:
     """How long a running job has missed its heartbeats, once that are more than two: its worker may be dead."""
     if job.state != JobState.RUNNING or job.lease_expires_at is None:
@@ -272,12 +314,20 @@ def _unheard(job: Job, now: datetime) -> timedelta | None:
     return silent if silent > timedelta(seconds=2 * settings.LIONWEB_HEARTBEAT_S) else None
 
 
-def step_of(job: Job, *, tuned: Metric | None, others: Mapping[str, int]) -> StepView:
+def step_of(job: Job, *, logged: Sequence[Metric], others: Mapping[str, int]) -> StepView:
     """One live job as a step, for lists over many runs.
 
-    tuned: its last logged step, which says how long a tuning is; others: queue -> how many jobs run there.
+    logged: the last steps of a tuning, from `querysets.last_steps`; others: queue -> how many jobs run there.
     """
-    return _step_view([job], [tuned] if tuned else [], timezone.now(), counted=0, others=others)
+    imitation = getattr(logged[-1].iteration, "imitation", None) if logged else None
+    return _step_view([job], logged, timezone.now(), counted=0, others=others, step_tokens=tokens_per_step(imitation))
+
+
+def step_words(step: str, *, use_saved: bool = False) -> str:
+    """A step as a person would call it. use_saved: a tuning that only takes its last save as the checkpoint."""
+    if use_saved:
+        return "taking the last save"
+    return "checking the student" if step == Step.PREFLIGHT else step.replace("_", " ")
 
 
 def _waiting(step: Step) -> StepView:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import ceil
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 from django.urls import reverse
 
 from experiments.board import Board
-from experiments.models import BenchmarkScore, Metric, Run
+from experiments.imitation_board import ImitationView
+from experiments.models import BenchmarkScore, Run
+
+T = TypeVar("T")
 
 RUN_COLOURS = 8
 """tokens.css has so many colours for runs laid over each other."""
@@ -50,6 +54,8 @@ class Chart:
     title: str
     summary: str
     figure: dict[str, Any]
+    note: str = ""
+    """What a reader of the lines should know of them."""
 
     @property
     def data_id(self) -> str:
@@ -73,15 +79,17 @@ def pool_chart(board: Board) -> Chart:
     return Chart(id="pool-chart", title="What the referee found", summary=summary, figure=_plain(figure))
 
 
-def loss_chart(metrics: Sequence[Metric]) -> Chart:
+def loss_chart(board: Board) -> Chart:
     """The loss over all steps so far, iteration after iteration."""
     figure = _figure(x_title="Step", y_title="Loss on responses")
-    offset = 0
-    for number, steps in _by_iteration(metrics).items():
-        x = [offset + metric.step for metric in steps]
-        figure.add_scatter(
-            x=x, y=[metric.loss for metric in steps], name=f"iteration {number}", mode="lines", meta={"token": "student"}, showlegend=False
-        )
+    metrics, offset, every = board.metrics, 0, _every(board.metrics)
+    for imitation in reversed(board.imitations):
+        number, steps = imitation.number, imitation.metrics
+        if not steps:
+            continue
+        drawn = _thinned(steps, every)
+        x, y = [offset + metric.step for metric in drawn], [_short(metric.loss) for metric in drawn]
+        figure.add_scatter(x=x, y=y, name=f"iteration {number}", mode="lines", meta={"token": "student"}, showlegend=False)
         if offset:
             figure.add_vline(x=offset, line_width=1, line_dash="dot")
         figure.add_annotation(
@@ -93,10 +101,77 @@ def loss_chart(metrics: Sequence[Metric]) -> Chart:
             xanchor="left",
             yanchor="bottom",
         )
-        offset += steps[-1].steps
+        offset += steps[-1].step  # not those planned: a save may have become the checkpoint before the last
     figure.update_layout(margin={"t": 24})
     summary = f"The loss went from {metrics[0].loss:.2f} to {metrics[-1].loss:.2f}." if metrics else ""
-    return Chart(id="loss-chart", title="Loss", summary=summary, figure=_plain(figure))
+    return Chart(id="loss-chart", title="Loss", summary=summary, figure=_plain(figure), note=_thinning_note(every))
+
+
+CURVES = (
+    ("loss", "Loss on responses", True),
+    ("learning_rate", "Learning rate", False),
+    ("grad_norm", "Gradient norm", True),
+    ("tokens_per_s", "Response tokens / s", True),
+)
+"""What is drawn of an imitation: the field of Metric, its name, and whether it is smoothed."""
+
+MOST_POINTS = 300
+"""A line of more points is thinned, and says so."""
+
+SMOOTHED_OVER = 20
+"""Logged steps over which the smoothed line forgets; fewer where there are fewer than ten times as many."""
+
+
+def imitation_charts(imitation: ImitationView) -> list[Chart]:
+    """The curves of one imitation over its steps."""
+    return [_curve(imitation, field, title, smooth=smooth) for field, title, smooth in CURVES]
+
+
+def _curve(imitation: ImitationView, field: str, title: str, *, smooth: bool) -> Chart:
+    """One value over the steps; smoothed, the line itself stands faint behind."""
+    logged = [(metric.step, value) for metric in imitation.metrics if (value := getattr(metric, field)) is not None]
+    every, over = _every(logged), min(SMOOTHED_OVER, len(logged) // 10) if smooth else 0
+    figure = _figure(x_title="Step", y_title="", height=190, margin={"l": 44, "r": 8, "t": 6, "b": 34}, showlegend=False)
+    figure.update_yaxes(exponentformat="e")
+    averages = ema([value for _, value in logged], over=over)
+    lines = [("each log", logged, 0.3), ("smoothed", [(step, mean) for (step, _), mean in zip(logged, averages, strict=True)], 1.0)]
+    for name, points, opacity in lines if over > 1 else [(title, logged, 1.0)]:
+        drawn = _thinned(points, every)
+        x, y = [step for step, _ in drawn], [_short(value) for _, value in drawn]
+        mode = "lines" if len(drawn) > 1 else "markers"
+        figure.add_scatter(x=x, y=y, name=name, mode=mode, opacity=opacity, meta={"token": "student"})
+    notes = [f"smoothed over {over} logs, each log faint" if over > 1 else "", _thinning_note(every)]
+    summary = f"{title}: from {logged[0][1]:.4g} to {logged[-1][1]:.4g}." if logged else ""
+    id = f"{field.replace('_', '-')}-{imitation.number}"
+    return Chart(id=id, title=title, summary=summary, figure=_plain(figure), note="; ".join(filter(None, notes)))
+
+
+def ema(values: Sequence[float], *, over: int) -> list[float]:
+    """The exponential moving average of a line, without the pull of its start: weights count from the first value on."""
+    keep, total, weight, averages = max(0.0, 1 - 2 / (over + 1)), 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        averages.append(total / weight)
+    return averages
+
+
+def _every(points: Sequence[Any]) -> int:
+    return max(1, ceil(len(points) / MOST_POINTS))
+
+
+def _thinned(points: Sequence[T], every: int) -> Sequence[T]:
+    """Each so many of a line's points, and always the last."""
+    return [*points[:-1:every], points[-1]] if every > 1 else points
+
+
+def _short(value: float) -> float:
+    """A value with as many digits as a chart can show."""
+    return float(f"{value:.5g}")
+
+
+def _thinning_note(every: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(every % 10 if every % 100 not in (11, 12, 13) else 0, "th")
+    return f"every {every}{ending} log drawn" if every > 1 else ""
 
 
 def score_chart(board: Board) -> Chart:
@@ -181,13 +256,6 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
     plain: dict[str, Any] = figure.to_plotly_json()
     plain["layout"]["template"] = TEMPLATE.to_plotly_json()
     return {"data": [dict(trace) for trace in plain["data"]], "layout": plain["layout"]}
-
-
-def _by_iteration(metrics: Sequence[Metric]) -> dict[int, list[Metric]]:
-    result: dict[int, list[Metric]] = {}
-    for metric in metrics:
-        result.setdefault(metric.iteration.number, []).append(metric)
-    return result
 
 
 def _by_benchmark(scores: Sequence[BenchmarkScore]) -> dict[str, list[BenchmarkScore]]:

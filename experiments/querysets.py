@@ -22,8 +22,9 @@ from django.db.models import (
     Subquery,
     Value,
     When,
+    Window,
 )
-from django.db.models.functions import Coalesce, Greatest
+from django.db.models.functions import Coalesce, Greatest, RowNumber
 
 from experiments.models import BenchmarkScore, Candidate, Instruction, Iteration, Job, Metric, Response, Role, Run, Verdict
 from experiments.states import LIVE, MOVES, JobState, RunState
@@ -120,12 +121,14 @@ def rejected_by_fate(run: Run) -> dict[int, dict[str, int]]:
 
 def loss_curve(run: Run) -> QuerySet[Metric]:
     """The logged steps of every iteration, the last attempt at each step alone, in order."""
-    return (
-        Metric.objects.filter(iteration__run=run)
-        .select_related("iteration")
-        .order_by("iteration__number", "step", "-job")
-        .distinct("iteration__number", "step")
-    )
+    return Metric.objects.filter(iteration__run=run).order_by("iteration__number", "step", "-job").distinct("iteration__number", "step")
+
+
+def last_steps(jobs: Iterable[int], *, most: int) -> QuerySet[Metric]:
+    """The last logged steps of each of these tunings (job ids), oldest first, with what their iterations' preflights found."""
+    newest_first = Window(RowNumber(), partition_by=F("job"), order_by=F("step").desc())
+    rows = Metric.objects.filter(job__in=list(jobs)).annotate(place=newest_first).filter(place__lte=most)
+    return rows.select_related("iteration__imitation").defer("iteration__imitation__first_batch").order_by("job", "step")
 
 
 def macro_scores(runs: Iterable[Run]) -> QuerySet[BenchmarkScore]:

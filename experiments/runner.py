@@ -145,6 +145,7 @@ class JobDesk:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+        self._pulse.tell(" ".join(self.notes))
 
     async def _cancellable(self, work: Coroutine[Any, Any, None]) -> None:
         """Cancelled once: the work then keeps the answers that are on their way before it ends."""

@@ -1,6 +1,6 @@
 from django.urls import URLPattern, path
 
-from experiments.views import compare, endpoints, experiments, home, instructions, jobs, launch, ledger, pools, runs
+from experiments.views import checkpoints, compare, endpoints, experiments, home, instructions, jobs, launch, ledger, playground, pools, runs
 
 urlpatterns: list[URLPattern] = [
     path("", home.home, name="home"),
@@ -13,6 +13,8 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/live", runs.run_live, name="run_live"),
     path("runs/<int:run_id>/stop", runs.run_stop, name="run_stop"),
     path("runs/<int:run_id>/resume", runs.run_resume, name="run_resume"),
+    path("runs/<int:run_id>/use-save", runs.run_use_save, name="run_use_save"),
+    path("runs/<int:run_id>/imitations/<int:number>/", runs.run_imitation, name="run_imitation"),
     path("runs/<int:run_id>/scores/<str:benchmark>/<int:number>/", runs.run_scores, name="run_scores"),
     path("runs/<int:run_id>/instructions", instructions.run_instructions, name="run_instructions"),
     path("runs/<int:run_id>/candidates", instructions.run_candidates, name="run_candidates"),
@@ -21,7 +23,21 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/budget", ledger.run_budget, name="run_budget"),
     path("completions/<str:key>/", ledger.completion, name="completion"),
     path("instructions/<int:instruction_id>/", instructions.instruction, name="instruction"),
+    path("checkpoints/<int:checkpoint_id>/playground", playground.playground, name="playground"),
+    path("checkpoints/<int:checkpoint_id>/playground/ask", playground.playground_ask, name="playground_ask"),
+    path("checkpoints/<int:checkpoint_id>/playground/<int:question_id>/", playground.playground_question, name="playground_question"),
+    path("checkpoints/<int:checkpoint_id>/playground/<int:question_id>/stop", playground.playground_stop, name="playground_stop"),
     path("compare", compare.compare, name="compare"),
+    path("checkpoints/", checkpoints.checkpoints, name="checkpoints"),
+    path("checkpoints/free", checkpoints.checkpoints_free, name="checkpoints_free"),
+    path("checkpoints/<int:checkpoint_id>/", checkpoints.checkpoint, name="checkpoint"),
+    path("checkpoints/<int:checkpoint_id>/live", checkpoints.checkpoint_live, name="checkpoint_live"),
+    path("checkpoints/<int:checkpoint_id>/ask", checkpoints.checkpoint_ask, name="checkpoint_ask"),
+    path("checkpoints/<int:checkpoint_id>/pin", checkpoints.checkpoint_pin, name="checkpoint_pin"),
+    path("checkpoints/<int:checkpoint_id>/delete", checkpoints.checkpoint_delete, name="checkpoint_delete"),
+    path("checkpoints/<int:checkpoint_id>/errands/<int:errand_id>/stop", checkpoints.errand_stop, name="errand_stop"),
+    path("checkpoints/<int:checkpoint_id>/errands/<int:errand_id>/delete", checkpoints.errand_delete, name="errand_delete"),
+    path("checkpoints/<int:checkpoint_id>/errands/<int:errand_id>/download", checkpoints.errand_download, name="errand_download"),
     path("pools/", pools.pools, name="pools"),
     path("pools/import", pools.pool_import, name="pool_import"),
     path("pools/<int:pool_id>/", pools.pool, name="pool"),

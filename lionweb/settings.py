@@ -114,6 +114,9 @@ LIONWEB_SWEEP_S = env_float("LIONWEB_SWEEP_S", 5)
 LIONWEB_POLL_S = env_float("LIONWEB_POLL_S", 0.25)
 LIONWEB_PRIVATE_HOSTS = checked_places(env_list("LIONWEB_PRIVATE_HOSTS", "127.0.0.1,::1,localhost"))
 LIONWEB_SIGN_IN_LINK_S = env_int("LIONWEB_SIGN_IN_LINK_S", 3600)
+LIONWEB_LLAMA_CPP = env_str("LIONWEB_LLAMA_CPP", "")
+LIONWEB_STORAGE_URL = env_str("LIONWEB_STORAGE_URL", "").rstrip("/")
+LIONWEB_KEEP_CHECKPOINTS = env_int("LIONWEB_KEEP_CHECKPOINTS", 3)
 LIONWEB_LOG_LEVEL = env_str("LIONWEB_LOG_LEVEL", "INFO").upper()
 
 # Django ----------------------------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from experiments.states import JobState, Queue
 from trainer.config import RunConfig, load_preset
 from trainer.plan import GPU_STEPS, ROLE_OF, Planned, Step, plan
 from trainer.plan import Stage as StageName
-from trainer.records import Fate, Label, Order, Origin, Preflight
+from trainer.records import Fate, FirstBatch, Label, Order, Origin, Preflight, ShownExample
 
 KINDS = ("copy", "upper", "reverse", "parity", "next", "mirror")
 BENCHMARK = "demo_skills"
@@ -132,6 +132,14 @@ def make_job(iteration: Iteration, stage: StageName, step: Step, *, state: str =
     return Job.objects.create(stage=row, step=step, queue=queue, state=state, **{"worker": "host/7/9", **times, **values})
 
 
+def make_metrics(job: Job, losses: Sequence[float], *, steps: int, first: int = 1, every: int = 1, **values: Any) -> list[Metric]:
+    """The logged steps of a tuning, one a loss."""
+    shared = {"learning_rate": 2e-3, "grad_norm": 1.25, "tokens_per_s": 500.0, "memory_gib": 0.75, **values}
+    iteration = job.stage.iteration
+    rows = [Metric(iteration=iteration, job=job, step=first + i * every, steps=steps, loss=loss, **shared) for i, loss in enumerate(losses)]
+    return Metric.objects.bulk_create(rows, batch_size=2000)
+
+
 def make_instructions(iteration: Iteration, origins: Sequence[tuple[str, Instruction | None]], *, first: int) -> list[Instruction]:
     """Instructions of an iteration, each with an origin and a parent."""
     rows = [
@@ -154,12 +162,40 @@ def _text(i: int) -> str:
     return f"{KINDS[i % len(KINDS)]}: item{i:05d}"
 
 
+def make_preflight(**values: Any) -> Preflight:
+    """What a small student takes: it fits."""
+    small: dict[str, Any] = {
+        "model": "scratch-llama", "method": "full", "precision": "fp32", "parameters": 600_000, "trainable": 600_000,
+        "device": "CPU, 2 cores",
+        "weights": 2_400_000, "gradients": 2_400_000, "optimizer": 4_800_000, "memory": 8 * 2**30, "disk_needed": 50 * 2**20,
+        "disk_free": 9 * 2**30, "context": 256,
+    }  # fmt: skip
+    return Preflight(**{**small, **values})
+
+
+COUNTED = {"examples": 12, "steps": 40, "response_tokens": 4000, "device_tokens": 9000, "seconds": 12.5, "activations": 9_000_000}
+"""What a preflight knows once there are examples."""
+
+
+def make_first_batch(*pieces: tuple[str, bool]) -> FirstBatch:
+    """A first batch of one example, of a copy task where its pieces are not given."""
+    pieces = pieces or (("<s>### Instruction:\ncopy: item00003\n\n### Response:", False), ("item00003</s>", True))
+    shown = ShownExample(instruction="seed-000003", tokens=31, learnt=9, pieces=pieces)
+    return FirstBatch(examples=(shown,), batch_size=8)
+
+
+def make_imitation(iteration: Iteration, *, found: Preflight | None = None, batch: FirstBatch | None = None, **values: Any) -> Imitation:
+    """What is known of an iteration's imitation once its tuning has begun."""
+    told = {
+        "preflight": (found or make_preflight(**COUNTED)).as_dict(),
+        "first_batch": (batch or make_first_batch()).as_dict(),
+        **values,
+    }
+    return Imitation.objects.update_or_create(iteration=iteration, defaults=told)[0]
+
+
 def _preflight(iteration: Iteration, rng: random.Random) -> int:
-    found = Preflight(
-        model="scratch-llama", method="full", precision="fp32", parameters=600_000, trainable=600_000, device="CPU", weights=2_400_000,
-        gradients=2_400_000, optimizer=4_800_000, memory=8 * 2**30, disk_needed=50 * 2**20, disk_free=9 * 2**30,
-    )  # fmt: skip
-    Imitation.objects.create(iteration=iteration, preflight=found.as_dict())
+    Imitation.objects.create(iteration=iteration, preflight=make_preflight().as_dict())
     return 0
 
 
@@ -173,9 +209,8 @@ def _teacher_responses(iteration: Iteration, rng: random.Random) -> int:
 def _tuning(iteration: Iteration, rng: random.Random, *, job: Job) -> int:
     steps = 40 if iteration.number == 0 else 12
     losses = [3.2 * 0.97 ** (step + 30 * iteration.number) + 0.1 + rng.random() * 0.05 for step in range(steps)]
-    Metric.objects.bulk_create(
-        [Metric(iteration=iteration, job=job, step=i + 1, steps=steps, loss=loss, learning_rate=2e-3) for i, loss in enumerate(losses)]
-    )
+    make_imitation(iteration, found=make_preflight(**{**COUNTED, "steps": steps}))
+    make_metrics(job, losses, steps=steps)
     Checkpoint.objects.create(
         iteration=iteration, path=f"runs/{iteration.run_id}/iteration-{iteration.number}", step=steps, first_loss=losses[0],
         last_loss=losses[-1], size_bytes=2_400_000,

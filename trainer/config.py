@@ -326,13 +326,28 @@ class RespondConfig:
     temperature: float = setting(0.7, label="Temperature", low=0, high=2, paper="0.7", help="0 is greedy.")
     max_new_tokens: int = setting(1024, label="Longest response", unit="tokens", low=1, high=32_768, paper="1024")
     batch_size: int = setting(
-        16,
+        64,
         label="Batch",
         unit="responses",
         low=1,
         high=4096,
-        help="A batch runs until its longest response ends: large ones pay where prompts and responses are of like length.",
+        help="The most responses written at once; fewer where memory is short. As one ends, the next prompt takes its place.",
     )
+    server: str = setting(
+        "",
+        label="Server",
+        help="Empty: the student answers in the worker. The base URL of an OpenAI-compatible server that serves the checkpoint, such as "
+        "http://gpu1:8000/v1. vllm: the worker starts and stops vLLM, where it is installed.",
+    )
+    server_model: str = setting(
+        "",
+        label="Model on the server",
+        help="What the server calls the checkpoint; {iteration} stands for the iteration's number. Empty: the first model it lists.",
+    )
+    server_key_env: str = setting(
+        "", label="Variable with the server's key", help="Name of the environment variable that holds the key; empty where it wants none."
+    )
+    at_once: int = setting(64, label="Requests at once", unit="requests", low=1, high=4096, help="To the server, if there is one.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,25 @@ torch and transformers are imported inside the functions: this module is cheap t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoints import read_checkpoint
 from trainer.config import RunConfig
-from trainer.errors import Cancelled
-from trainer.models import check_precision, context_of, device, dtype_of, load_model, load_tokenizer, pad_id_of
+from trainer.errors import Cancelled, OutOfMemory
+from trainer.models import check_precision, context_of, device, dtype_of, load_model, load_tokenizer, memory_errors, pad_id_of
+from trainer.respond_plan import Group, costs_of, plan_groups
 from trainer.text import storable
 
 if TYPE_CHECKING:
     import torch
+
+
+logger = logging.getLogger(__name__)
 
 
 def never() -> bool:
@@ -25,14 +31,129 @@ def never() -> bool:
     return False
 
 
+KEEP_EVERY_S = 0.5
+"""Responses that end within so many seconds are handed on together: each hand-over may be a transaction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Token ids to be answered, and the seed of what is drawn for it. at: the caller's number of it."""
+
+    at: int
+    ids: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came of a prompt: the text, stripped, its new tokens (the end token left out), and whether it was cut before its end."""
+
+    at: int
+    text: str
+    tokens: int
+    cut: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Speaker:
-    """A loaded model that answers batches of prompts. context: in tokens, prompt and answer together."""
+    """A loaded model that answers prompts. context: in tokens, prompt and answer together."""
 
     model: Any
     tokenizer: Any
     context: int
     stop_ids: tuple[int, ...]
+
+    def plan(self, lengths: Sequence[int], *, most_rows: int, max_new_tokens: int) -> list[Group]:
+        """Which prompts of these lengths are worked through together: see `trainer.respond_plan`."""
+        from trainer.preflight import device_memory
+
+        costs = costs_of(self.model, memory=device_memory())
+        return plan_groups(lengths, most_rows=most_rows, max_new_tokens=max_new_tokens, costs=costs)
+
+    def reply(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        at_once: int,
+        max_new_tokens: int,
+        temperature: float,
+        keep: Callable[[list[Reply]], None],
+        should_stop: Callable[[], bool] = never,
+    ) -> None:
+        """Answer all prompts, `at_once` at a time, and hand the replies to `keep` soon after each ends, also before a stop.
+
+        temperature 0: greedy. Nothing is written beyond the context. Raises Cancelled, and OutOfMemory where not one fits.
+        """
+        from trainer.respond_cache import new_cache
+        from trainer.respond_loop import ResponseLoop, Row
+
+        if new_cache(self.model) is None:
+            self._reply_by_library(
+                prompts, at_once=at_once, max_new_tokens=max_new_tokens, temperature=temperature, keep=keep, should_stop=should_stop
+            )
+            return
+        ended: list[Reply] = []
+        kept_at = monotonic()
+
+        def on_end(row: Row) -> None:
+            nonlocal kept_at
+            text, tokens = self._read(row.ids)
+            ended.append(Reply(at=row.at, text=text, tokens=tokens, cut=tokens == len(row.ids)))
+            if monotonic() - kept_at >= KEEP_EVERY_S:
+                hand_on()
+                kept_at = monotonic()
+
+        def hand_on() -> None:
+            if ended:
+                keep([ended.pop(0) for _ in range(len(ended))])
+
+        loop = ResponseLoop(
+            self.model,
+            stop_ids=self.stop_ids,
+            pad_id=pad_id_of(self.tokenizer),
+            temperature=temperature,
+            on_end=on_end,
+            should_stop=should_stop,
+        )
+        rows = [Row(at=p.at, prompt=p.ids, limit=min(max_new_tokens, self.context - len(p.ids)), seed=p.seed) for p in prompts]
+        try:
+            loop.answer(rows, at_once)
+        finally:
+            hand_on()
+
+    def _reply_by_library(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        at_once: int,
+        max_new_tokens: int,
+        temperature: float,
+        keep: Callable[[list[Reply]], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """The same in fixed batches, for models whose cache is of another kind than ours; half as many where memory runs out."""
+        waiting = list(prompts)
+        while waiting:
+            some = waiting[:at_once]
+            try:
+                with memory_errors("one response. Lower respond.max_new_tokens, or choose a smaller student."):
+                    replies = self.generate(
+                        [prompt.ids for prompt in some],
+                        max_new_tokens=max_new_tokens,
+                        temperature=temperature,
+                        seeds=[prompt.seed for prompt in some],
+                        should_stop=should_stop,
+                    )
+            except OutOfMemory:
+                if at_once == 1:
+                    raise
+                logger.warning("Not enough memory for %d responses at once: going on with %d.", at_once, at_once // 2)
+                at_once //= 2
+                continue
+            width = max(len(prompt.ids) for prompt in some)
+            limit = min(max_new_tokens, self.context - width)
+            keep([Reply(at=p.at, text=text, tokens=tokens, cut=tokens >= limit) for p, (text, tokens) in zip(some, replies, strict=True)])
+            waiting = waiting[len(some) :]
 
     def generate(
         self,
@@ -43,7 +164,7 @@ class Speaker:
         seeds: Sequence[int],
         should_stop: Callable[[], bool] = never,
     ) -> list[tuple[str, int]]:
-        """The text, stripped, and the number of new tokens (the end token left out) for each prompt of one batch.
+        """By the library, in one fixed batch: the text, stripped, and the number of new tokens (the end token left out) for each prompt of one batch.
 
         temperature 0: greedy. Nothing is written beyond the context. Raises Cancelled when asked to stop half-way.
         """
@@ -112,9 +233,3 @@ def load_speaker(config: RunConfig, start: Path | None) -> Speaker:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return Speaker(model=model, tokenizer=tokenizer, context=context_of(model), stop_ids=tuple(stop_ids))
-
-
-def plan_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Positions in batches of `size`, longest first, so that a batch that does not fit in memory shows at once."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[at : at + size] for at in range(0, len(order), size)]

@@ -1,8 +1,9 @@
-"""The student: an open model that is tuned by `trainer.imitation` and answers here, in batches that a resume repeats exactly.
+"""The student: an open model that is tuned by `trainer.imitation` and answers here, in groups that a resume repeats exactly.
 
 Departures from the authors' inference code, which asks one prompt at a time and keeps nothing until the end:
-1. Prompts are sorted by length into fixed batches over the whole list. The plan depends on the list alone, so a resumed stage
-   works through the same batches and gets the same texts.
+1. Prompts are sorted by length into groups over the whole list (`trainer.respond_plan`), and within a group a prompt that waits takes the
+   place of a response that ended (`trainer.respond_loop`). The plan depends on the whole list alone, so a resumed stage works through
+   the same groups and gets the same texts: a group with anything missing is generated whole, as it would have been at first.
 2. Sampling is by Gumbel noise from a generator of each item's own: what an item draws depends on its seed, not on its neighbours.
 3. No top-k: the whole distribution at the temperature. (Library defaults would cut it at the 50 likeliest tokens.)
 4. No new [PAD] token. Padding is masked by length, so any id may stand there and the embedding keeps its size.
@@ -14,6 +15,7 @@ All are cheap to import: torch and transformers are imported inside the function
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +25,9 @@ from trainer.models import memory_errors
 from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Response, TuningNews
 from trainer.roles import CheckpointInfo
 from trainer.seeds import derive_seed
-from trainer.speaker import Speaker, load_speaker, never, plan_batches
+from trainer.speaker import Prompt, Reply, Speaker, load_speaker, never
+
+logger = logging.getLogger(__name__)
 
 
 class LocalStudent:
@@ -69,9 +73,9 @@ class LocalStudent:
         return info
 
     def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:
-        """Answer each instruction not in `done`, a whole batch at a time.
+        """Answer each instruction not in `done`; each response is kept within a second of its end.
 
-        A batch with anything missing is generated whole, as it would have been at first, and only the missing responses are kept.
+        A group with anything missing is generated whole, as it would have been at first, and only the missing responses are kept.
         A prompt longer than the model's context becomes a Response with a failure. Raises OutOfMemory, ConfigError, Cancelled.
         """
         seeds = {item.key: derive_seed(self.config.seed, "respond", self.iteration, item.key) for item in instructions}
@@ -80,7 +84,7 @@ class LocalStudent:
     def answer(
         self, items: Sequence[BenchmarkItem], *, done: frozenset[str], keep: Callable[[list[tuple[BenchmarkItem, str]]], None]
     ) -> None:
-        """Answer the items not in `done` greedily, in the same fixed batches; a prompt that does not fit gets an empty reply."""
+        """Answer the items not in `done` greedily, in the same way; a prompt that does not fit gets an empty reply."""
         by_key = {item.key: item for item in items}
         instructions = [Instruction(key=item.key, text=item.prompt) for item in items]
 
@@ -108,21 +112,30 @@ class LocalStudent:
         if refused:
             keep(refused)
         fitting = sorted(set(range(len(prompts))) - set(too_long))
-        for batch in plan_batches([len(prompts[i]) for i in fitting], settings.batch_size):
-            batch = [fitting[i] for i in batch]
-            keys = [instructions[i].key for i in batch]
-            if all(key in done for key in keys):
+        plan = speaker.plan([len(prompts[i]) for i in fitting], most_rows=settings.batch_size, max_new_tokens=settings.max_new_tokens)
+        cut = 0
+
+        def keep_replies(replies: list[Reply]) -> None:
+            nonlocal cut
+            new = [reply for reply in replies if instructions[reply.at].key not in done]
+            cut += sum(reply.cut for reply in new)
+            if new:
+                keep([Response(instruction=instructions[reply.at].key, text=reply.text, tokens=reply.tokens) for reply in new])
+
+        for group in plan:
+            positions = [fitting[i] for i in group.positions]
+            if all(instructions[i].key in done for i in positions):
                 continue
-            with memory_errors(f"a batch of {len(batch)} responses. Lower respond.batch_size or respond.max_new_tokens."):
-                replies = speaker.generate(
-                    [prompts[i] for i in batch],
-                    max_new_tokens=settings.max_new_tokens,
-                    temperature=temperature,
-                    seeds=[seeds.get(key, 0) for key in keys],
-                    should_stop=self.should_stop,
-                )
-            responses = [Response(instruction=key, text=text, tokens=tokens) for key, (text, tokens) in zip(keys, replies, strict=True)]
-            keep([response for response in responses if response.instruction not in done])
+            speaker.reply(
+                [Prompt(at=i, ids=prompts[i], seed=seeds.get(instructions[i].key, 0)) for i in positions],
+                at_once=group.rows,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=temperature,
+                keep=keep_replies,
+                should_stop=self.should_stop,
+            )
+        if cut:
+            logger.info("%d responses were cut off at %d new tokens, or where the context ends", cut, settings.max_new_tokens)
 
     @property
     def speaker(self) -> Speaker:

@@ -85,6 +85,8 @@ class Migration(migrations.Migration):
                             ("gguf", "GGUF"),
                             ("push", "push to the Hub"),
                             ("store", "copy to the team's storage"),
+                            ("restore", "bring back from the team's storage"),
+                            ("verify", "check the files"),
                             ("answer", "answer in the playground"),
                         ],
                         max_length=10,
@@ -196,6 +198,18 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="answers",
                         to="experiments.checkpoint",
+                    ),
+                ),
+                (
+                    "completion",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="experiments.completion"
+                    ),
+                ),
+                (
+                    "instruction",
+                    models.ForeignKey(
+                        null=True, on_delete=django.db.models.deletion.SET_NULL, related_name="+", to="experiments.instruction"
                     ),
                 ),
                 (

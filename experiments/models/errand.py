@@ -14,6 +14,8 @@ class ErrandKind(models.TextChoices):
     GGUF = "gguf", "GGUF"
     PUSH = "push", "push to the Hub"
     STORE = "store", "copy to the team's storage"
+    RESTORE = "restore", "bring back from the team's storage"
+    VERIFY = "verify", "check the files"
     ANSWER = "answer", "answer in the playground"
 
 

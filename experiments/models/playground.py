@@ -2,7 +2,9 @@ from django.conf import settings
 from django.db import models
 
 from experiments.models.checkpoint import Checkpoint
+from experiments.models.completion import Completion
 from experiments.models.errand import Errand
+from experiments.models.instruction import Instruction
 
 
 class Speaker(models.TextChoices):
@@ -33,12 +35,19 @@ class Question(models.Model):
 
 
 class Answer(models.Model):
-    """What one speaker says to a question; `text` grows while it speaks. Its errand says how far it is."""
+    """What one speaker says to a question; `text` grows while it speaks. Its errand says how far it is.
+
+    A teacher's answer has the completion it was paid by, and the instruction where the run had asked it the same before.
+    """
 
     question = models.ForeignKey(Question, on_delete=models.CASCADE, related_name="answers")
     speaker = models.CharField(max_length=10, choices=Speaker.choices)
-    checkpoint = models.ForeignKey(Checkpoint, null=True, on_delete=models.SET_NULL, related_name="answers")
+    checkpoint = models.ForeignKey(
+        Checkpoint, null=True, on_delete=models.SET_NULL, related_name="answers", help_text="whose weights speak"
+    )
     errand = models.ForeignKey(Errand, null=True, on_delete=models.SET_NULL, related_name="answers")
+    completion = models.ForeignKey(Completion, null=True, on_delete=models.SET_NULL, related_name="+")
+    instruction = models.ForeignKey(Instruction, null=True, on_delete=models.SET_NULL, related_name="+")
     text = models.TextField(blank=True)
     tokens = models.PositiveIntegerField(default=0)
     seconds = models.FloatField(null=True)

@@ -194,7 +194,15 @@ class PostgresBook:
             size_bytes=sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file()),
             manifest=json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {},
         )
+        row.parent = self._checkpoint_at(row.manifest.get("parent", ""))
         durably(lambda: self._insert([row]))
+
+    @staticmethod
+    def _checkpoint_at(folder: str) -> models.Checkpoint | None:
+        """The checkpoint in a folder, of this run or, where a run begins with another one's, of that; None where it is none of ours."""
+        if not folder or not Path(folder).is_relative_to(settings.LIONWEB_DATA):
+            return None
+        return models.Checkpoint.objects.filter(path=str(Path(folder).relative_to(settings.LIONWEB_DATA))).first()
 
     def keep_answers(self, iteration: int, benchmark: str, answers: Sequence[BenchmarkAnswer]) -> None:
         made_in = self._iteration(iteration)

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Buffer(Generic[Row]):
         with self._lock:
             self._rows.append(row)
             if self._timer is None:
-                self._timer = threading.Timer(self._every_s, lambda: self._executor.submit(self._flush_by_itself))
+                self._timer = threading.Timer(self._every_s, self._due)
                 self._timer.daemon = True
                 self._timer.start()
 
@@ -49,6 +50,10 @@ class Buffer(Generic[Row]):
                 self._write(rows)
             with self._lock:
                 del self._rows[: len(rows)]
+
+    def _due(self) -> None:
+        with suppress(RuntimeError):  # the executor has just ended: its owner flushed before
+            self._executor.submit(self._flush_by_itself)
 
     def _flush_by_itself(self) -> None:
         try:

@@ -12,7 +12,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from experiments import querysets
-from experiments.board import StepView, others_running, step_of
+from experiments.board import RECENT_STEPS, StepView, others_running, step_of
 from experiments.ledger import unwell_endpoints
 from experiments.models import Experiment, Iteration, Job, Metric, Run, Verdict
 from experiments.views.paging import page_of
@@ -54,10 +54,11 @@ def home_live(request: HttpRequest) -> HttpResponse:
 
 def _now() -> dict[str, object]:
     jobs = list(querysets.live_jobs()[: MOST_SHOWN * 2])
-    tuned = _last_metrics(jobs)
+    logged = _last_metrics(jobs)
     others, unwell = others_running(jobs), _unwell(jobs)
     running = [
-        RunningNow(job, step_of(job, tuned=tuned.get(job.pk), others=others), _iterations(job), unwell.get(str(job.pk), "")) for job in jobs
+        RunningNow(job, step_of(job, logged=logged.get(job.pk, []), others=others), _iterations(job), unwell.get(str(job.pk), ""))
+        for job in jobs
     ]
     return {"running": running}
 
@@ -66,11 +67,13 @@ def _iterations(job: Job) -> int:
     return int(job.stage.iteration.run.config["loop"]["iterations"])
 
 
-def _last_metrics(jobs: Sequence[Job]) -> dict[int, Metric]:
-    """job id -> its last logged step: how far a tuning is."""
+def _last_metrics(jobs: Sequence[Job]) -> dict[int, list[Metric]]:
+    """job id -> its last logged steps: how far a tuning is, and how fast."""
     tunings = [job.pk for job in jobs if job.step == Step.TUNING]
-    rows = Metric.objects.filter(job__in=tunings).order_by("job_id", "-step").distinct("job_id")
-    return {metric.job_id: metric for metric in rows} if tunings else {}
+    logged: dict[int, list[Metric]] = {}
+    for metric in querysets.last_steps(tunings, most=RECENT_STEPS) if tunings else ():
+        logged.setdefault(metric.job_id, []).append(metric)
+    return logged
 
 
 def _unwell(jobs: Sequence[Job]) -> dict[str, str]:

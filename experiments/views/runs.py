@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET
+from django.views.decorators.vary import vary_on_headers
 
 from experiments import charts, querysets, querysets_calls
 from experiments.board import STAGE_ORDER, Board, read_board
@@ -66,11 +68,34 @@ def _board_context(board: Board) -> dict[str, Any]:
         "charts": [
             charts.pool_chart(board),
             charts.score_chart(board),
-            charts.loss_chart(board.metrics),
+            charts.loss_chart(board),
         ],
+        **_newest_imitation(board),
         "can_stop": board.run.state in (RunState.QUEUED, RunState.RUNNING),
         "can_resume": _can_resume(board, costs),
     }
+
+
+def _newest_imitation(board: Board) -> dict[str, Any]:
+    """The imitation that the run page shows in full; the older ones are asked for one at a time."""
+    newest = board.imitations[0] if board.imitations else None
+    return {"imitation": newest, "imitation_charts": charts.imitation_charts(newest) if newest else []}
+
+
+@require_GET
+@vary_on_headers("HX-Request")
+def run_imitation(request: HttpRequest, run_id: int, number: int) -> HttpResponse:
+    """One iteration's imitation: a page, or what the run page unfolds."""
+    found = get_run(run_id)
+    try:
+        board = read_board(found)
+    except ConfigError as error:
+        return _unreadable(request, found, error)
+    imitation = next((imitation for imitation in board.imitations if imitation.number == number), None)
+    if imitation is None:
+        raise Http404(f"Nothing is known of an imitation in iteration {number}.")
+    context = {"run": found, "imitation": imitation, "imitation_charts": charts.imitation_charts(imitation)}
+    return render(request, "_imitation.html" if request.headers.get("HX-Request") else "imitation.html", context)
 
 
 def _can_resume(board: Board, costs: Costs) -> bool:
@@ -95,7 +120,7 @@ def _budget_form(costs: Costs) -> BudgetForm:
 @requires("member")
 def run_stop(request: HttpRequest, run_id: int) -> HttpResponse:
     jobs.stop_run(get_object_or_404(Run, pk=run_id))
-    messages.info(request, "Stopping: what is done is kept, and the run can be resumed.")
+    messages.info(request, "Stopping: what is done is kept, a tuning saves its step first, and the run can be resumed.")
     return redirect("run", run_id)
 
 
@@ -109,15 +134,26 @@ def run_resume(request: HttpRequest, run_id: int) -> HttpResponse:
         owners = " and ".join(f"run {budget.run}" if budget.run else f"endpoint {budget.endpoint}" for budget in in_the_way)
         messages.warning(request, f"The budget of {owners} has no room for the next call: the run goes on once that is raised.")
         return redirect("run", run_id)
+    return _go_on(request, found, jobs.resume_run, "The run goes on where it was.")
+
+
+@post_from("run")
+@requires("member")
+def run_use_save(request: HttpRequest, run_id: int) -> HttpResponse:
+    """Take the last save of a stopped or failed tuning as the checkpoint, and go on with what comes next."""
+    return _go_on(request, get_run(run_id), jobs.use_save, "The last save becomes the checkpoint, and the run goes on with the next step.")
+
+
+def _go_on(request: HttpRequest, found: Run, how: Callable[[Run], list[str]], said: str) -> HttpResponse:
     try:
-        out_of_batch = jobs.resume_run(found)
+        out_of_batch = how(found)
     except ConfigError as error:
         messages.error(request, str(error))
-        return redirect("run", run_id)
-    messages.success(request, "The run goes on where it was.")
+        return redirect("run", found.pk)
+    messages.success(request, said)
     if out_of_batch:
         messages.info(request, f"No longer in batch mode, since the endpoint offers no Batch API: {', '.join(out_of_batch)}.")
-    return redirect("run", run_id)
+    return redirect("run", found.pk)
 
 
 def _budgets_in_the_way(run: Run) -> list[Budget]:

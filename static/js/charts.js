@@ -40,7 +40,7 @@ function openOnClick(box) {
 
 function draw(box, { again = false } = {}) {
   const text = document.getElementById(box.dataset.figure)?.textContent;
-  if (!text || (!again && drawn.get(box) === text)) return;
+  if (!text || (!again && drawn.get(box) === text) || !box.checkVisibility()) return;
   const figure = JSON.parse(text);
   const empty = !figure.data.some((trace) => trace.x?.length);
   box.classList.toggle("is-empty", empty);
@@ -61,3 +61,5 @@ function drawAll(options) {
 drawAll();
 document.addEventListener("themechange", () => drawAll({ again: true }));
 document.addEventListener("htmx:afterSettle", () => drawAll());
+// A folded figure has no width to be drawn in: it waits until it is unfolded. Toggles do not bubble.
+document.addEventListener("toggle", () => drawAll({ again: true }), { capture: true });

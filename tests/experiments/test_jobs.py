@@ -12,7 +12,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from experiments.models import Instruction, Job, Run, Verdict
+from experiments.models import Imitation, Instruction, Job, Run, Verdict
 from experiments.querysets import move, runs_with_state
 from experiments.services import jobs, runs
 from experiments.states import LIVE, MOST_CRASHES, MOVES, JobState, RunState
@@ -71,7 +71,7 @@ def test_a_launch_copies_the_seeds_and_queues_the_first_step(run: Run) -> None:
         ("seed-000000", "seed"),
         ("seed-000001", "seed"),
     ]
-    assert (only_live_job(run).step, only_live_job(run).queue) == (Step.TEACHER_RESPONSES, "teacher")
+    assert (only_live_job(run).step, only_live_job(run).queue) == (Step.PREFLIGHT, "gpu")
     assert state_of(run) == RunState.QUEUED
 
 
@@ -100,15 +100,16 @@ def test_the_steps_follow_one_another_to_the_end(run: Run) -> None:
     done = []
     while state_of(run) != RunState.FINISHED:
         done.append(finish_next(run).step)
-    assert done == ["teacher_responses", "tuning", "student_responses", "judgements", "candidates", "teacher_responses", "tuning"]
+    first, later = ["preflight", "teacher_responses", "tuning"], ["teacher_responses", "tuning"]
+    assert done == [*first, "student_responses", "judgements", "candidates", *later]
 
 
 def test_evaluation_runs_beside_the_next_iteration(person: Callable[[Any], User]) -> None:
     owner = person("member")
     config = make.make_config(iterations=1)
     run = runs.launch(config, experiment=make.make_experiment(owner), seed_pool=make.make_pool(), owner=owner)
-    finish_next(run)
-    finish_next(run)
+    for _ in range(3):
+        finish_next(run)
     live = Job.objects.filter(stage__iteration__run=run, state__in=LIVE).order_by("id")
     assert [job.step for job in live] == ["student_responses", "benchmarks"]
 
@@ -202,7 +203,7 @@ def test_a_failed_step_waits_for_a_person_and_resume_tries_it_again(run: Run) ->
     jobs.advance(run.pk)
     assert not Job.objects.filter(state__in=LIVE).exists()
     jobs.resume_run(run)
-    assert only_live_job(run).step == Step.TEACHER_RESPONSES
+    assert only_live_job(run).step == Step.PREFLIGHT
 
 
 def test_a_stop_ends_what_is_queued_at_once_and_what_runs_at_its_next_heartbeat(run: Run) -> None:
@@ -228,7 +229,73 @@ def test_a_stopped_run_goes_no_further_when_its_last_job_finishes(run: Run) -> N
     jobs.end(job, JobState.FINISHED)
     assert not Job.objects.filter(state__in=LIVE).exists()
     jobs.resume_run(run)
-    assert only_live_job(run).step == Step.TUNING
+    assert only_live_job(run).step == Step.TEACHER_RESPONSES
+
+
+@pytest.fixture
+def tuning(run: Run) -> Job:
+    """A tuning that runs, with a save of step 4 of 9."""
+    finish_next(run)
+    finish_next(run)
+    job = claimed(run)
+    assert job.step == Step.TUNING
+    make.make_imitation(job.stage.iteration, saved_step=4, steps=9)
+    return job
+
+
+@pytest.mark.parametrize("state", [JobState.STOPPED, JobState.FAILED])
+def test_a_save_is_used_by_a_tuning_of_its_own_and_the_run_goes_on_with_the_next_step(run: Run, tuning: Job, state: str) -> None:
+    if state == JobState.STOPPED:
+        jobs.stop_run(run)
+    jobs.end(tuning, state, reason="Stopped at step 4 of 9.")
+    jobs.use_save(run)
+    using = only_live_job(run)
+    assert (using.step, using.queue, using.use_saved) == (Step.TUNING, "gpu", True)
+    assert state_of(run) == RunState.RUNNING
+    assert finish_next(run).pk == using.pk
+    assert (only_live_job(run).step, only_live_job(run).use_saved) == (Step.STUDENT_RESPONSES, False)
+
+
+def test_a_worker_that_ends_while_a_save_is_used_leaves_that_to_the_next(run: Run, tuning: Job) -> None:
+    jobs.end(tuning, JobState.FAILED, reason="The loss diverges.")
+    jobs.use_save(run)
+    jobs.end(claimed(run), JobState.STOPPED, reason="The worker was shut down.")
+    assert only_live_job(run).use_saved
+    jobs.end(claimed(run), JobState.CRASHED, reason="killed")
+    assert only_live_job(run).use_saved
+
+
+def test_resume_tunes_on_where_a_save_could_not_be_used(run: Run, tuning: Job) -> None:
+    jobs.end(tuning, JobState.FAILED, reason="The loss diverges.")
+    jobs.use_save(run)
+    jobs.end(claimed(run), JobState.FAILED, reason="There is no whole save.")
+    jobs.resume_run(run)
+    assert (only_live_job(run).step, only_live_job(run).use_saved) == (Step.TUNING, False)
+
+
+def test_nothing_is_used_of_a_tuning_that_runs_or_is_done_or_left_no_save(run: Run, tuning: Job) -> None:
+    with pytest.raises(ConfigError, match="no save to use"):  # it runs
+        jobs.use_save(run)
+    jobs.stop_run(run)
+    jobs.end(tuning, JobState.STOPPED)
+    Imitation.objects.update(saved_step=None)
+    with pytest.raises(ConfigError, match="no save to use"):
+        jobs.use_save(run)
+    assert state_of(run) == RunState.STOPPED
+    Imitation.objects.update(saved_step=4)
+    jobs.resume_run(run)
+    finish_next(run)
+    with pytest.raises(ConfigError, match="no save to use"):  # it is done
+        jobs.use_save(run)
+    assert Job.objects.filter(use_saved=True).count() == 0
+
+
+def test_two_who_use_a_save_at_once_make_one_job(run: Run, tuning: Job) -> None:
+    jobs.end(tuning, JobState.FAILED, reason="The loss diverges.")
+    jobs.use_save(run)
+    with pytest.raises(ConfigError, match="no save to use"):
+        jobs.use_save(run)
+    assert Job.objects.filter(use_saved=True).count() == 1
 
 
 def test_a_worker_that_shuts_down_gives_its_job_back(run: Run) -> None:

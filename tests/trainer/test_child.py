@@ -154,7 +154,7 @@ def test_a_stop_ends_the_child_in_order_with_the_state_saved(tmp_path: Path) -> 
     task = make_task("imitate", tmp_path, make_examples(), config=make_config(steps=100_000, save_steps=100_000))
     watcher = Watcher(stop_at="metric")
 
-    with pytest.raises(Cancelled, match=r"Stopped at step \d+ of 100000"):
+    with pytest.raises(Cancelled, match=r"Stopped at step \d+ of 100,000"):
         run(task, watcher)
 
     assert len(list((tmp_path / ".iteration-0.work").glob("checkpoint-*"))) == 1

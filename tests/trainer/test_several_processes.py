@@ -83,7 +83,7 @@ def test_both_stop_after_the_same_step_and_go_on_from_it(tmp_path: Path, alone: 
         if isinstance(news, Saved):
             saved.append(news)
 
-    with pytest.raises(Cancelled, match=r"Stopped at step \d+ of 2000"):
+    with pytest.raises(Cancelled, match=r"Stopped at step \d+ of 2,000"):
         tune(config, tmp_path, should_stop=lambda: bool(saved), on_news=note)
     stopped_at = saved[-1].step
     again: list[Metric] = []

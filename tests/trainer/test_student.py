@@ -13,7 +13,7 @@ from trainer.encoding import encode_prompts, encode_texts
 from trainer.errors import Cancelled, ConfigError, OutOfMemory
 from trainer.models import byte_tokenizer, memory_errors
 from trainer.records import BenchmarkItem, Instruction, Response
-from trainer.speaker import Speaker, load_speaker, plan_batches
+from trainer.speaker import Speaker, load_speaker
 from trainer.student import LocalStudent
 
 
@@ -104,12 +104,6 @@ def test_a_tokenizer_without_a_chat_form_is_refused() -> None:
 # Batches and resuming
 
 
-def test_batches_hold_every_position_once_longest_first() -> None:
-    lengths = [3, 9, 4, 9, 1]
-
-    assert plan_batches(lengths, 2) == [[1, 3], [2, 0], [4]]
-
-
 def test_each_instruction_is_answered_once(student: LocalStudent) -> None:
     instructions = make_instructions(11)
 
@@ -195,7 +189,7 @@ def test_the_text_ends_before_the_end_token_and_is_stripped() -> None:
     assert speaker._read([257]) == ("", 0)
 
 
-def test_a_stop_while_answering_keeps_nothing_of_that_batch(tmp_path: Path) -> None:
+def test_a_stop_before_anything_ended_keeps_nothing(tmp_path: Path) -> None:
     student = LocalStudent(make_config(), tmp_path, should_stop=lambda: True)
     kept: list[Response] = []
 

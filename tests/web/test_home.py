@@ -40,7 +40,8 @@ def test_a_running_tuning_is_as_far_as_its_last_logged_step(client_of, person):
     run = make.make_run_until(person("member"), 0, Step.TUNING)
     iteration = run.iterations.get(number=0)
     job = make.make_job(iteration, Stage.IMITATION, Step.TUNING)
-    iteration.metrics.create(job=job, step=100, steps=400, loss=1.5, learning_rate=1e-3)
+    make.make_imitation(iteration)  # 100 response tokens a step
+    make.make_metrics(job, [1.6, 1.5], first=90, every=10, steps=400, tokens_per_s=100.0)
     page = text_of(body(client_of("viewer").get("/live")))
     assert "100 of 400 steps" in page
     assert "5 min left" in page

@@ -1,0 +1,247 @@
+"""What people do with checkpoints: ask for exports and copies, pin, look at what a policy would free, delete."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.utils import timezone
+
+from experiments import querysets
+from experiments.models import Answer, BenchmarkScore, Checkpoint, Errand, ErrandKind, Job, Run
+from experiments.services import errands
+from experiments.services.checkpoint_files import EXPORTS, export_folder, exports_of, folder_of, remove, saves_of, size_of
+from experiments.services.retention import Kept, Plan, Policy, Save, make_plan, why_not
+from experiments.states import LIVE, JobState, RunState
+from trainer.checkpoints import readable_size
+from trainer.errors import ConfigError
+from trainer.export import converter, require_repo
+from trainer.plan import Stage
+from trainer.storage import require_url
+
+logger = logging.getLogger(__name__)
+
+
+# Asking
+
+
+@transaction.atomic
+def ask(checkpoint_id: int, kind: str, *, by: User, **options: Any) -> Errand:
+    """Ask a worker of the gpu queue for something. Raises ConfigError, before anything is queued, where it cannot be had.
+
+    The row is locked, as by a deletion: of the two, one comes first and the other one sees it.
+    """
+    checkpoint = Checkpoint.objects.select_for_update(of=("self",)).select_related("iteration").get(pk=checkpoint_id)
+    _check(checkpoint, kind, options)
+    if checkpoint.errands.filter(kind=kind, options=options, state__in=LIVE).exists():
+        raise ConfigError(f"That was asked already and is not over: {ErrandKind(kind).label}.")
+    if kind in EXPORTS and any(not errand.result.get("deleted") for errand in _finished(checkpoint, kind, options)):
+        raise ConfigError(f"That is there already: {ErrandKind(kind).label}. Delete it first to have it made anew.")
+    return errands.ask(kind, checkpoint, by=by, **options)
+
+
+def _finished(checkpoint: Checkpoint, kind: str, options: dict[str, Any]) -> Iterable[Errand]:
+    return checkpoint.errands.filter(kind=kind, options=options, state=JobState.FINISHED)
+
+
+def _check(checkpoint: Checkpoint, kind: str, options: dict[str, Any]) -> None:
+    if kind == ErrandKind.RESTORE:
+        if not checkpoint.stored_at:
+            raise ConfigError("There is no copy of this checkpoint in the team's storage.")
+        return
+    if checkpoint.deleted_at:
+        raise ConfigError("The files of this checkpoint were deleted. Bring them back from the team's storage first, if it has a copy.")
+    if kind == ErrandKind.ADAPTER and checkpoint.manifest.get("method") == "full":
+        raise ConfigError("This checkpoint has no adapter: it was tuned whole. Export the merged weights instead.")
+    if kind == ErrandKind.GGUF:
+        converter(settings.LIONWEB_LLAMA_CPP)
+    if kind == ErrandKind.PUSH:
+        require_repo(options["repo"])
+    if kind == ErrandKind.STORE:
+        require_storage()
+
+
+def require_storage() -> None:
+    """Raise ConfigError where no storage is set, or its URL cannot be used."""
+    if not settings.LIONWEB_STORAGE_URL:
+        raise ConfigError("There is no team storage: set LIONWEB_STORAGE_URL, for instance to s3://bucket/folder or file:///mnt/share.")
+    require_url(settings.LIONWEB_STORAGE_URL)
+
+
+def pin(checkpoint: Checkpoint, *, pinned: bool) -> None:
+    """A pinned checkpoint is never deleted."""
+    Checkpoint.objects.filter(pk=checkpoint.pk).update(pinned=pinned)
+
+
+# What there is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holdings:
+    """The checkpoints and saves that have files, and the runs that may still need some."""
+
+    kept: Sequence[Kept]
+    saves: Sequence[Save]
+    unfinished: frozenset[int]
+    starts: frozenset[str]
+
+    def plan(self, policy: Policy) -> Plan:
+        return make_plan(self.kept, self.saves, policy, unfinished=self.unfinished, starts=self.starts)
+
+    def why_not(self, checkpoint_id: int) -> str:
+        return why_not(checkpoint_id, self.kept, unfinished=self.unfinished, starts=self.starts)
+
+
+def read_holdings() -> Holdings:
+    """Everything that has files. Sizes of checkpoints are their rows', those of exports and saves the disk's."""
+    runs: Any = querysets.runs_with_state()
+    unfinished = list(runs.exclude(state=RunState.FINISHED).values_list("pk", "config__student__model"))
+    rows = Checkpoint.objects.filter(deleted_at=None).order_by("iteration__run", "iteration__number")
+    values = rows.values_list(
+        "pk", "iteration_id", "iteration__run_id", "iteration__number", "path", "size_bytes", "pinned", "manifest__method", "manifest__base"
+    )
+    busy, scores = _busy(), _scores()
+    kept = [
+        Kept(
+            id=pk,
+            run=run,
+            iteration=number,
+            path=path,
+            size=size + _exported(pk),
+            pinned=pinned,
+            busy=pk in busy,
+            base="" if method == "full" else _below_data(base or ""),
+            scores=scores[iteration],
+        )
+        for pk, iteration, run, number, path, size, pinned, method, base in values
+    ]
+    starts = frozenset(filter(None, (_below_data(model or "") for _, model in unfinished)))
+    return Holdings(kept=kept, saves=_saves(kept), unfinished=frozenset(pk for pk, _ in unfinished), starts=starts)
+
+
+def _exported(checkpoint_id: int) -> int:
+    """What the exports take beside the files they share with the checkpoint."""
+    folder = settings.LIONWEB_DATA / "exports" / str(checkpoint_id)
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.stat().st_nlink == 1) if folder.exists() else 0
+
+
+def _busy() -> set[int]:
+    """Checkpoints that a live errand is about, or that speak in one."""
+    asked = Errand.objects.filter(state__in=LIVE).values_list("checkpoint_id", flat=True)
+    speaking = Answer.objects.filter(errand__state__in=LIVE, checkpoint__isnull=False).values_list("checkpoint_id", flat=True)
+    return {pk for pk in (*asked, *speaking) if pk is not None}
+
+
+def _scores() -> dict[int, dict[str, float]]:
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    rows = BenchmarkScore.objects.filter(task="", iteration__checkpoint__isnull=False)
+    for iteration, benchmark, value in rows.values_list("iteration_id", "benchmark", "value"):
+        found[iteration][benchmark] = value
+    return found
+
+
+def _below_data(folder: str) -> str:
+    """A folder as rows name it, below the data folder; empty for whatever is elsewhere."""
+    data = Path(settings.LIONWEB_DATA)
+    return str(Path(folder).relative_to(data)) if folder and Path(folder).is_relative_to(data) else ""
+
+
+def _saves(kept: Sequence[Kept]) -> list[Save]:
+    tuned = set(Checkpoint.objects.values_list("iteration__run_id", "iteration__number"))
+    live = set(
+        Job.objects.filter(state__in=LIVE, stage__name=Stage.IMITATION).values_list("stage__iteration__run_id", "stage__iteration__number")
+    )
+    runs = Run.objects.values_list("pk", flat=True)
+    return [
+        Save(run=run, iteration=number, size=size_of(folder), finished=(run, number) in tuned and (run, number) not in live)
+        for run in sorted(runs)
+        for number, folder in saves_of(run)
+    ]
+
+
+# Deleting
+
+
+@dataclass
+class Freed:
+    """What a deletion did. problems: what could not be deleted, a sentence each."""
+
+    checkpoints: int = 0
+    saves: int = 0
+    size: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def words(self) -> str:
+        return f"Deleted {self.checkpoints} checkpoints and {self.saves} saves: {readable_size(self.size)} freed."
+
+
+def carry_out(policy: Policy, *, ids: Iterable[int]) -> Freed:
+    """Delete what the policy names now, and of that no checkpoint but those that were shown (`ids`)."""
+    found, freed, shown = read_holdings(), Freed(), set(ids)
+    plan = found.plan(policy)
+    for checkpoint_id in plan.delete:
+        if checkpoint_id in shown:
+            _delete_into(freed, checkpoint_id)
+    old = set(plan.saves)
+    for run in sorted({run for run, _ in old}):
+        for number, folder in saves_of(run):
+            if (run, number) in old:
+                _remove_into(freed, folder)
+                freed.saves += 1
+    return freed
+
+
+def delete(checkpoint_id: int) -> Freed:
+    """Delete the files of one checkpoint and of its exports. Raises ConfigError where something still needs it."""
+    reason = read_holdings().why_not(checkpoint_id)
+    if reason:
+        raise ConfigError(f"It stays: {reason}.")
+    freed = Freed()
+    _delete_into(freed, checkpoint_id)
+    return freed
+
+
+def _delete_into(freed: Freed, checkpoint_id: int) -> None:
+    """One checkpoint: the row says deleted first, so that nobody starts anything with files that go. One failure aborts nothing else."""
+    try:
+        folders = _mark_deleted(checkpoint_id)
+    except ConfigError as error:
+        freed.problems.append(str(error))
+        return
+    freed.checkpoints += 1
+    _remove_into(freed, *folders)
+
+
+@transaction.atomic
+def _mark_deleted(checkpoint_id: int) -> list[Path]:
+    """Gives the folders to remove. Raises ConfigError where it was pinned or asked for in the meantime, or lies elsewhere."""
+    row = Checkpoint.objects.select_for_update(of=("self",)).select_related("iteration").get(pk=checkpoint_id)
+    folders = [folder_of(row), exports_of(row.pk)]
+    speaks = Answer.objects.filter(checkpoint=row, errand__state__in=LIVE).exists()
+    if row.pinned or speaks or row.errands.filter(state__in=LIVE).exists():
+        raise ConfigError(f"{row.path} stays: it was pinned, or somebody asked something of it, in the meantime.")
+    if row.deleted_at is None:
+        Checkpoint.objects.filter(pk=row.pk).update(deleted_at=timezone.now())
+        logger.info("checkpoint %s of run %s deleted", row.pk, row.iteration.run_id)
+    return folders
+
+
+def _remove_into(freed: Freed, *folders: Path) -> None:
+    size = size_of(*folders)
+    for folder in folders:
+        freed.problems += remove(folder)
+    freed.size += size
+
+
+def delete_export(errand: Errand) -> list[str]:
+    """Delete the files an errand left; its row says so. Gives what could not be deleted."""
+    Errand.objects.filter(pk=errand.pk).update(result={**errand.result, "deleted": True})
+    return remove(export_folder(errand))
