@@ -54,15 +54,11 @@ class Asked:
     @property
     def waits(self) -> bool:
         """Whether the checkpoint itself has not begun."""
-        return any(said.answer.speaker == Speaker.CHECKPOINT and _state_of(said.answer.errand) == JobState.QUEUED for said in self.answers)
+        return any(said.answer.speaker == Speaker.CHECKPOINT and said.state == WAITING for said in self.answers)
 
     @property
     def speaks(self) -> bool:
         return any(said.state == SPEAKING for said in self.answers)
-
-    @property
-    def went_wrong(self) -> bool:
-        return not self.is_live and any(said.state != JobState.FINISHED for said in self.answers)
 
 
 def questions_of(checkpoint: Checkpoint) -> QuerySet[Question]:
@@ -134,7 +130,3 @@ def _how_far(answer: Answer, *, is_next: bool) -> tuple[str, str]:
     if errand.state == JobState.RUNNING:
         return SPEAKING, "" if answer.text else (errand.note.capitalize() or "Begins")
     return errand.state, errand.reason
-
-
-def _state_of(errand: Errand | None) -> str:
-    return errand.state if errand else ""

@@ -33,6 +33,7 @@ from trainer.loop import run_step
 from trainer.plan import Planned, Stage, Step
 from trainer.records import Label
 from trainer.roles import Student
+from trainer.served_student import with_server
 
 logger = logging.getLogger(__name__)
 
@@ -132,13 +133,13 @@ class JobDesk:
         )
 
     def student(self, *, iteration: int, start: Path | None) -> Student:
-        return ChildStudent(
-            self._book.config,
-            iteration=iteration,
-            start=start,
-            folder=self._book.checkpoint_folder(iteration),
-            should_stop=lambda: self._pulse.cancelled,
-        )
+        config, folder = self._book.config, self._book.checkpoint_folder(iteration)
+        child = ChildStudent(config, iteration=iteration, start=start, folder=folder, should_stop=self._cancelled)
+        guard = AddressGuard.from_settings(settings.LIONWEB_PRIVATE_HOSTS)
+        return with_server(config, child, iteration=iteration, start=start, guard=guard, should_stop=self._cancelled)
+
+    def _cancelled(self) -> bool:
+        return self._pulse.cancelled
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(self._cancellable(work))

@@ -1,6 +1,19 @@
 from django.urls import URLPattern, path
 
-from experiments.views import checkpoints, compare, endpoints, experiments, home, instructions, jobs, launch, ledger, playground, pools, runs
+from experiments.views import (
+    checkpoints,
+    compare,
+    endpoints,
+    experiments,
+    home,
+    instructions,
+    jobs,
+    launch,
+    ledger,
+    playground,
+    pools,
+    runs,
+)
 
 urlpatterns: list[URLPattern] = [
     path("", home.home, name="home"),

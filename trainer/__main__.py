@@ -27,6 +27,7 @@ from trainer.plan import Planned
 from trainer.prices import NANODOLLARS
 from trainer.records import Instruction
 from trainer.roles import Student
+from trainer.served_student import with_server
 from trainer.summary import summarise
 
 
@@ -56,8 +57,9 @@ class ShellDesk:
     def student(self, *, iteration: int, start: Path | None) -> Student:
         from trainer.student import LocalStudent  # slow to import: torch
 
-        student = ChildStudent if wants_several(self._config) else LocalStudent
-        return student(self._config, folder=self._book.checkpoint_folder(iteration), start=start, iteration=iteration)
+        kind = ChildStudent if wants_several(self._config) else LocalStudent
+        here = kind(self._config, folder=self._book.checkpoint_folder(iteration), start=start, iteration=iteration)
+        return with_server(self._config, here, iteration=iteration, start=start)
 
     @property
     def use_saved(self) -> bool:

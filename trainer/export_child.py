@@ -88,7 +88,7 @@ def convert(task: dict[str, Any], emit: Emit) -> None:
 
 
 def push(task: dict[str, Any], emit: Emit) -> None:
-    """Make the repository where there is none and upload the folder as one commit."""
+    """Make the repository where there is none and upload the folder as one commit; never in private to one that is public."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -97,6 +97,8 @@ def push(task: dict[str, Any], emit: Emit) -> None:
     api, repo = HfApi(token=token), task["repo"]
     try:
         found = api.create_repo(repo, private=task["private"], exist_ok=True, repo_type="model")
+        if task["private"] and not api.model_info(found.repo_id).private:
+            raise ConfigError(f"{found.repo_id} is there already and public. Name another one, or say that everybody may see it.")
         commit = api.upload_folder(repo_id=found.repo_id, folder_path=task["folder"], commit_message="A checkpoint of LionWeb")
     except HfHubHTTPError as error:
         raise _refusal(repo, error.response.status_code, str(error.server_message or "").replace(token, "…")) from None

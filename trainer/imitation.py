@@ -175,7 +175,9 @@ def _tune(work: Work, tell: Callable[[TuningNews], None], should_stop: Callable[
         tuning.train(resume_from_checkpoint=str(save) if save else None)
     step = tuning.state.global_step
     if step < steps:
-        raise Cancelled(f"Stopped at step {step:,} of {steps:,}. A save of step {step:,} is kept: resume goes on from it, or use it as it is.")
+        raise Cancelled(
+            f"Stopped at step {step:,} of {steps:,}. A save of step {step:,} is kept: resume goes on from it, or use it as it is."
+        )
     losses = [entry["loss"] for entry in tuning.state.log_history if "loss" in entry]
     state = gathered_state(tuning.model) if tuning.is_fsdp_enabled else None
     with main_process_first():  # the others wait for the checkpoint to be there

@@ -64,7 +64,9 @@ def preflight(config: RunConfig, model: Any, encoded: Encoded, order: Sequence[i
     learnt = [encoded.examples[i].response_tokens for i in order]
     groups = [slice(at, at + size) for at in range(0, len(order), size)]
     padded = [sum(lengths[g]) if is_packed(config) else max(lengths[g]) * len(lengths[g]) for g in groups]
-    widest = max(range(len(groups)), key=lambda i: padded[i])
+    widest = groups[max(range(len(groups)), key=lambda i: padded[i])]
+    prompts = [encoded.examples[i].prompt_length for i in order[widest]]
+    scored = sum(learnt[widest]) if is_packed(config) else len(prompts) * (max(lengths[widest]) - min(prompts))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return _sized(
         config,
@@ -78,7 +80,7 @@ def preflight(config: RunConfig, model: Any, encoded: Encoded, order: Sequence[i
         response_tokens=sum(learnt),
         device_tokens=sum(padded),
         seconds=_seconds(config, model, sum(padded), processes),
-        activations=activation_bytes(config, model, tokens=padded[widest], learnt=sum(learnt[groups[widest]])),
+        activations=activation_bytes(config, model, tokens=max(padded), scored=scored),
     )
 
 
@@ -169,20 +171,20 @@ def disk_bytes(config: RunConfig, trainable: int) -> int:
     return (config.loop.iterations + 1) * (4 * trainable + SPARE_BYTES) + 2 * (12 * trainable + SPARE_BYTES)
 
 
-def activation_bytes(config: RunConfig, model: Any, *, tokens: int, learnt: int) -> int:
+def activation_bytes(config: RunConfig, model: Any, *, tokens: int, scored: int) -> int:
     """An estimate of what the widest device batch leaves for the backward pass.
 
-    A layer of a Llama keeps about 8 vectors of the hidden size, 4 of the feed-forward size and its keys and values for each token; with
-    checkpointing one vector, and one layer in full. Then the scores of the tokens to be learnt, in three copies.
+    A layer of a Llama keeps about 13 vectors of the hidden size and 4 of the feed-forward size for each token; with checkpointing one
+    vector, and one layer in full. Then the scores of `scored` positions: themselves, and their gradient.
     """
     shape = model.config
     hidden = getattr(shape, "hidden_size", 0)
     inner = getattr(shape, "intermediate_size", None) or 4 * hidden
     layers = getattr(shape, "num_hidden_layers", 0)
     each = 2 if config.student.precision != "fp32" else 4
-    in_full = each * (10 * hidden + 4 * inner)
+    in_full = each * (13 * hidden + 4 * inner)
     per_token = each * hidden * layers + in_full if config.imitation.gradient_checkpointing else layers * in_full
-    return tokens * per_token + learnt * getattr(shape, "vocab_size", 0) * 2 * (4 + each) // 2
+    return tokens * per_token + scored * getattr(shape, "vocab_size", 0) * 2 * each
 
 
 def _seconds(config: RunConfig, model: Any, tokens: int, processes: int) -> float:

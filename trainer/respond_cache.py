@@ -20,6 +20,9 @@ ROOM = 64
 class RoomyLayer(DynamicLayer):
     """One layer's keys and values, (B, heads, T, width): views of larger tensors whose columns beyond T are free."""
 
+    keys: Any
+    values: Any
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._held: list[torch.Tensor] = []
@@ -61,7 +64,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (held[..., self._first : self._first + columns, :] for held in self._held)
 
 
-def new_cache(model: Any) -> DynamicCache | None:
+def new_cache(model: Any) -> Any:
     """An empty cache for a model; None where it needs another kind (sliding windows, states that are no keys and values)."""
     cache = DynamicCache(config=model.config)
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
@@ -70,14 +73,14 @@ def new_cache(model: Any) -> DynamicCache | None:
     return cache
 
 
-def replace_rows(cache: DynamicCache, places: list[int], fresh: DynamicCache, rows: list[int], *, left_out: int) -> None:
+def replace_rows(cache: Any, places: list[int], fresh: Any, rows: list[int], *, left_out: int) -> None:
     """Put the chosen rows of `fresh` into these places of the cache, and show `left_out` columns less from its left."""
     for layer, other in zip(cache.layers, fresh.layers, strict=True):
         layer.put(places, [other.keys[rows], other.values[rows]])
         layer.leave_out(left_out)
 
 
-def join(parts: Sequence[tuple[DynamicCache, list[int] | None, int]], columns: int) -> None:
+def join(parts: Sequence[tuple[Any, list[int] | None, int]], columns: int) -> None:
     """Make the first cache hold the chosen rows of all parts, one below the other, in so many columns.
 
     A part: a cache, its rows that stay (None: all), and how many of its first columns are left out. What is left of it is moved to the

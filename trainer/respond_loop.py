@@ -143,7 +143,7 @@ class ResponseLoop:
             raise
 
     def _take_places(self, cache: Any, fresh: list[Row]) -> bool:
-        """Let the fresh rows take the places of rows that ended, without a copy of the others; False where there are too few or too short."""
+        """Let the fresh rows take the places of rows that ended, without a copy of the others; False where they do not fit."""
         begin = [at for at, row in enumerate(fresh) if not row.ended]
         places = [at for at, row in enumerate(self._rows) if row.ended][: len(begin)]
         if not begin or len(places) < len(begin) or cache.get_seq_length() > self._cache.get_seq_length():

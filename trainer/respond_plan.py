@@ -14,6 +14,10 @@ ROWS_OF_A_GROUP = 4
 """A group holds so many times the rows that are answered at once: as one ends the next begins, and only the end of a group runs half empty.
 A stop costs a group at most, which is then generated anew."""
 
+LIKE_LENGTH = 2
+NO_MATTER = 64
+"""Prompts go together where the longest is at most so many times the shortest, or so many tokens more: all are padded to the longest."""
+
 SHARE_FOR_CACHES = 0.4
 """Share of the memory beside the weights that the caches of responses may take: joining two of them holds both for a moment."""
 
@@ -44,8 +48,10 @@ def plan_groups(lengths: Sequence[int], *, most_rows: int, max_new_tokens: int, 
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     groups = []
     while order:
-        rows = min(most_rows, costs.rows(lengths[order[0]] + max_new_tokens))
-        size = rows * ROWS_OF_A_GROUP
+        longest = lengths[order[0]]
+        rows = min(most_rows, costs.rows(longest + max_new_tokens))
+        shortest = min(longest // LIKE_LENGTH, longest - NO_MATTER)
+        size = sum(lengths[i] >= shortest for i in order[: rows * ROWS_OF_A_GROUP])
         groups.append(Group(positions=tuple(order[:size]), rows=rows))
         order = order[size:]
     return groups

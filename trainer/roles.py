@@ -58,7 +58,7 @@ class Student(Protocol):
         ...
 
     def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:
-        """Answer each instruction not in `done`, whole batches at a time, so that a resume gives the same texts."""
+        """Answer each instruction not in `done`, in an order of the whole list, so that a resume gives the same texts."""
         ...
 
     def answer(

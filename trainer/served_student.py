@@ -159,9 +159,8 @@ class ServedStudent:
         from trainer.vllm_server import free_port, serving, vllm_command
 
         port = free_port()
-        model = self._start or self._config.student.model
         command = vllm_command(
-            model,
+            self._start or self._config.student.model,
             find_checkpoint(self._start) if self._start else None,
             port,
             revision="" if self._start else self._config.student.revision,
@@ -355,7 +354,7 @@ class Calls:
         self.refused += 1
         if self.refused >= REFUSED_ITEMS and not self.answered:
             raise TeacherUnavailable(
-                f"The student's server at {self.endpoint.base_url} refused {self.refused} requests and answered none, so the stage stopped. "
+                f"The student's server at {self.endpoint.base_url} refused {self.refused} requests and answered none: the stage stopped. "
                 f"The last one: {problem} Nothing is lost: correct the server or respond.server, then resume."
             ) from error
         return Response(instruction=asked.instruction.key, text="", failure=str(problem))
@@ -369,7 +368,7 @@ def _read(item: Instruction, reply: Any, endpoint: EndpointConfig) -> Response:
     """The reply of either kind of call. Raises ConfigError where it is none, as from a server of another kind."""
     choice = reply.choices[0] if getattr(reply, "choices", None) else None
     if choice is None:
-        text = f"The server at {endpoint.base_url} answered something that is not a completion. For most servers the base URL ends in /v1."
+        text = f"The server at {endpoint.base_url} answered no completion. For most servers the base URL ends in /v1."
         raise ConfigError(text, fields={"respond.server": text})
     text = choice.message.content if hasattr(choice, "message") else choice.text
     tokens = reply.usage.completion_tokens if reply.usage else 0

@@ -164,7 +164,7 @@ class Speaker:
         seeds: Sequence[int],
         should_stop: Callable[[], bool] = never,
     ) -> list[tuple[str, int]]:
-        """By the library, in one fixed batch: the text, stripped, and the number of new tokens (the end token left out) for each prompt of one batch.
+        """By the library: the text, stripped, and the number of new tokens (the end token left out) for each prompt of one batch.
 
         temperature 0: greedy. Nothing is written beyond the context. Raises Cancelled when asked to stop half-way.
         """

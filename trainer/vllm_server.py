@@ -79,7 +79,7 @@ def serving(
     """
     executable = shutil.which(command[0])
     if executable is None:
-        text = f"respond.server is vllm, but there is no {command[0]} on the PATH of this worker. Install it there, or leave respond.server empty."
+        text = f"respond.server is vllm, but there is no {command[0]} on the PATH of this worker. Install it, or leave it empty."
         raise ConfigError(text, fields={"respond.server": text})
     if SCRATCH_MODEL in command:
         text = f"vLLM serves folders and Hub models; {SCRATCH_MODEL} has no checkpoint yet. Leave respond.server empty."

@@ -69,7 +69,7 @@ def remove(folder: Path) -> list[str]:
 
     The folder is renamed first, so that nobody reads half a checkpoint, and links in it are deleted and not followed.
     """
-    gone = folder.with_name(f".{folder.name}.deleted")
+    gone = _gone(folder)
     problems = _empty(gone)  # of an attempt that did not get through
     try:
         folder.rename(gone)
@@ -78,6 +78,16 @@ def remove(folder: Path) -> list[str]:
     except OSError as error:
         return [*problems, f"{folder} could not be deleted: {error.strerror}."]
     return problems + _empty(gone)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder, or what a deletion left of it, is on the disk."""
+    return folder.exists() or _gone(folder).exists()
+
+
+def _gone(folder: Path) -> Path:
+    """What a folder is called while it is deleted."""
+    return folder.with_name(f".{folder.name}.deleted")
 
 
 def _empty(folder: Path) -> list[str]:

@@ -180,7 +180,8 @@ class Freed:
 
     @property
     def words(self) -> str:
-        return f"Deleted {self.checkpoints} checkpoints and {self.saves} saves: {readable_size(self.size)} freed."
+        checkpoints = f"{self.checkpoints} checkpoint{'' if self.checkpoints == 1 else 's'}"
+        return f"Deleted {checkpoints}, {self.saves} save{'' if self.saves == 1 else 's'}: {readable_size(self.size)} freed."
 
 
 def carry_out(policy: Policy, *, ids: Iterable[int]) -> Freed:

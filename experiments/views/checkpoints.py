@@ -13,8 +13,6 @@ from django.conf import settings
 from django.contrib import messages
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
-from django.template import TemplateDoesNotExist
-from django.template.loader import get_template
 from django.urls import reverse
 from django.utils.http import content_disposition_header
 from django.views.decorators.http import require_GET, require_http_methods
@@ -25,12 +23,13 @@ from experiments.models import BenchmarkScore, Checkpoint, Errand, ErrandKind
 from experiments.roles import requires
 from experiments.services import checkpoints as service
 from experiments.services import errands
-from experiments.services.checkpoint_files import EXPORTS, export_folder, folder_of
+from experiments.services.checkpoint_files import EXPORTS, export_folder, exports_of, folder_of, is_there
 from experiments.services.retention import Policy
 from experiments.states import LIVE, JobState
 from experiments.views.methods import post_from
 from experiments.views.paging import page_of
 from experiments.views.people import signed_in
+from experiments.views.playground import playground_context
 from trainer.checkpoints import MANIFEST, Manifest
 from trainer.errors import ConfigError
 from trainer.export import GGUF_TYPES
@@ -60,7 +59,7 @@ def get_errand(checkpoint_id: int, errand_id: int) -> Errand:
 @require_GET
 def checkpoint(request: HttpRequest, checkpoint_id: int) -> HttpResponse:
     found = get_checkpoint(checkpoint_id)
-    return render(request, "checkpoint.html", {**_page(found), **_errands_of(found)})
+    return render(request, "checkpoint.html", {**playground_context(request, found), **_page(found), **_errands_of(found)})
 
 
 @require_GET
@@ -89,8 +88,8 @@ def _page(found: Checkpoint) -> dict[str, Any]:
         "storage": settings.LIONWEB_STORAGE_URL,
         "llama_cpp": settings.LIONWEB_LLAMA_CPP,
         "folder": settings.LIONWEB_DATA / found.path,
+        "can_delete": not found.deleted_at or _has_remains(found),
         "vllm": _vllm_command(found),
-        "playground": _is_there("_playground.html"),
     }
 
 
@@ -114,6 +113,14 @@ def _files(found: Checkpoint) -> list[FileRow]:
     return [FileRow(name=name, size=_size(folder / name), sha256=listed.get(name, "")) for name in names if ".." not in Path(name).parts]
 
 
+def _has_remains(found: Checkpoint) -> bool:
+    """Whether a deletion left something of it behind."""
+    try:
+        return any(is_there(folder) for folder in (folder_of(found), exports_of(found.pk)))
+    except ConfigError:
+        return False
+
+
 def _size(path: Path) -> int | None:
     try:
         return path.stat().st_size
@@ -129,14 +136,6 @@ def _vllm_command(found: Checkpoint) -> str:
     except TypeError:
         return ""
     return shlex.join(vllm_command(settings.LIONWEB_DATA / found.path, manifest, VLLM_PORT))
-
-
-def _is_there(template: str) -> bool:
-    try:
-        get_template(template)
-    except TemplateDoesNotExist:
-        return False
-    return True
 
 
 def _errands_of(found: Checkpoint) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from experiments.services.book import PostgresBook
 from experiments.services.retention import BASE, BEST, BUSY, LAST, NEWEST, PINNED, START, Kept, Policy, Save, make_plan, protected, why_not
 from experiments.states import JobState
 from tests import make
+from tests.stack import wait_until
 from trainer.checkpoints import MANIFEST, Manifest, read_checkpoint, write_checkpoint
 from trainer.errors import ConfigError
 from trainer.plan import Stage, Step
@@ -42,9 +43,7 @@ def holdings(draw):
 
 
 saves = st.lists(st.builds(Save, run=st.integers(1, 3), iteration=st.integers(0, 4), size=st.integers(0, 100), finished=st.booleans()))
-policies = st.builds(
-    Policy, keep_last=st.none() | st.integers(0, 4), keep_best=st.sampled_from(["", *BENCHMARKS]), saves=st.booleans()
-)
+policies = st.builds(Policy, keep_last=st.none() | st.integers(0, 4), keep_best=st.sampled_from(["", *BENCHMARKS]), saves=st.booleans())
 unfinished_runs = st.sets(st.integers(1, 3))
 
 
@@ -238,7 +237,9 @@ def test_a_link_inside_a_checkpoint_is_deleted_and_not_followed(run, tmp_path):
     assert not folder_of(run, 0).exists()
 
 
-@pytest.mark.parametrize("path", ["", ".", "runs", "runs/{run}", "../x", "runs/{run}/../../x", "/etc", "runs/999999/checkpoints/iteration-0", "postgres"])
+@pytest.mark.parametrize(
+    "path", ["", ".", "runs", "runs/{run}", "../x", "runs/{run}/../../x", "/etc", "runs/999999/checkpoints/iteration-0", "postgres"]
+)
 def test_a_row_that_names_another_place_deletes_nothing(run, data, path):
     (data / "x").mkdir()
     row = of(run, 0)
@@ -408,9 +409,19 @@ def test_a_damaged_checkpoint_fails_its_export_in_a_sentence(run, person):
     assert "model.safetensors is missing." in Errand.objects.get().reason
 
 
+def test_a_worker_of_the_gpu_queue_does_what_was_asked(celery_workers, person):
+    run = make.make_finished_run(person("member"), config=make.make_config(iterations=0))
+    write_files(of(run, 0))
+    errand = checkpoints.ask(of(run, 0).pk, ErrandKind.MERGED, by=person("member"))
+    wait_until(lambda: Errand.objects.get().state == JobState.FINISHED, timeout_s=60, what="the export")
+    assert (checkpoint_files.export_folder(errand) / "model.safetensors").is_file()
+    checkpoints.delete(of(run, 0).pk)
+
+
 # The book
 
 
+@pytest.mark.django_db(transaction=True)
 def test_the_book_knows_what_a_checkpoint_was_tuned_from(run, data):
     first = of(run, 0)
     Checkpoint.objects.filter(iteration__number__gt=0).delete()

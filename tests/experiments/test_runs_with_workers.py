@@ -102,9 +102,13 @@ def _has_begun(step: str, iteration: int) -> bool:
     return Verdict.objects.filter(iteration__number=iteration).count() >= 5
 
 
+def _is_child(command: list[str]) -> bool:
+    return "trainer.child" in command and "accelerate.commands.launch" not in command
+
+
 def tuning_child() -> psutil.Process:
     """The process that holds the student, found among all that run the trainer's child below this test's workers."""
-    found = [p for p in psutil.process_iter(["cmdline"]) if "trainer.child" in (p.info["cmdline"] or []) and _is_ours(p)]
+    found = [p for p in psutil.process_iter(["cmdline"]) if _is_child(p.info["cmdline"] or []) and _is_ours(p)]
     assert len(found) == 1
     return found[0]
 

@@ -85,7 +85,8 @@ def test_a_call_carries_the_settings_and_a_seed_that_the_item_keeps() -> None:
     sent = [asked.data for asked in calls(server)]
     assert {(d["model"], d["temperature"], d["max_tokens"]) for d in sent} == {("student", 0.7, 64)}
     seeds = {(d["messages"][0]["content"], d["seed"]) for d in sent}
-    assert len(seeds) == 2 and len({seed for _, seed in seeds}) == 2
+    assert len(seeds) == 2
+    assert len({seed for _, seed in seeds}) == 2
 
 
 def test_the_paper_s_form_goes_as_a_text_to_be_continued() -> None:
@@ -221,7 +222,8 @@ def test_a_prompt_that_is_too_long_is_asked_for_less_and_then_becomes_a_failure(
         server.answer = answering(short_context)
         kept = respond(make_student(server.url), make_instructions(3))
 
-    assert "maximum context length" in kept["i0"].failure and kept["i0"].text == ""
+    assert "maximum context length" in kept["i0"].failure
+    assert kept["i0"].text == ""
     assert (kept["i1"].text, kept["i1"].failure) == ("re: text 1", "")
     assert kept["i2"].text == "re: text 2"
 
@@ -335,7 +337,8 @@ def test_a_vllm_of_our_own_is_started_asked_and_ended_with_what_it_started(fake_
 
     assert {response.text for response in kept.values()} == {"vllm: text 0", "vllm: text 1", "vllm: text 2"}
     pids = [int(pid) for pid in (fake_vllm / "pids").read_text().split()]
-    assert len(pids) == 2 and not any(_lives(pid) for pid in pids)
+    assert len(pids) == 2
+    assert not any(_lives(pid) for pid in pids)
 
 
 def test_a_vllm_that_ends_at_once_is_quoted(fake_vllm: Path) -> None:

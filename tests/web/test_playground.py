@@ -218,7 +218,7 @@ def test_the_teachers_response_in_the_run_is_shown_as_that(client_of, run, check
     instruction = run.instructions.filter(responses__role="teacher", responses__failure="").first()
     question = ask(checkpoint, text=instruction.text, teacher=True)
     page = page_of(client_of("viewer"), url(checkpoint, f"/{question.pk}/"))
-    assert (f"/instructions/{instruction.pk}/", "Its response in the run") in links(page)
+    assert (f"/instructions/{instruction.pk}/", "its response in the run") in links(page)
     assert "nothing was paid" in page
 
 
