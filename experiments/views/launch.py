@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_http_methods
 
 from experiments.budget_form import Caps
-from experiments.forms import DEMO_POOL, MODELS, LaunchForm, presets
+from experiments.forms import DEMO_POOL, MODELS, LaunchForm, endpoint_configs, presets
 from experiments.ledger import meters
 from experiments.models import Experiment, Run, SeedPool
-from experiments.roles import requires
+from experiments.roles import has_role, requires
 from experiments.services.forecasts import forecast_launch
 from experiments.services.pools import get_demo_pool
 from experiments.services.runs import launch
@@ -21,6 +22,7 @@ from experiments.views.methods import post_from
 from experiments.views.people import signed_in
 from trainer.config import RunConfig, load_preset
 from trainer.errors import ConfigError
+from trainer.served_student import VLLM
 
 FIRST_PRESET = "demo"
 
@@ -107,6 +109,7 @@ def _initial(request: HttpRequest, source: Run | None, preset: str) -> dict[str,
 def _launch(form: LaunchForm, request: HttpRequest) -> Run | None:
     """The launched run, or None with the form's errors filled in."""
     try:
+        _require_known_server(form.config, signed_in(request))
         with transaction.atomic():
             return launch(
                 form.config,
@@ -122,6 +125,16 @@ def _launch(form: LaunchForm, request: HttpRequest) -> Run | None:
     except IntegrityError:  # somebody took the name in the meantime
         form.add_error(None, "A run or an experiment of this name was made in the meantime. Choose another name.")
     return None
+
+
+def _require_known_server(config: RunConfig, user: User) -> None:
+    """Raise ConfigError where a member names a server for the student, or a key for it, that no endpoint has: that is an admin's to do."""
+    chosen = config.respond.server.strip(), config.respond.server_key_env
+    known = {("", ""), (VLLM, ""), *((endpoint.base_url, endpoint.key_env) for endpoint in endpoint_configs().values())}
+    if chosen in known or has_role(user, "admin"):
+        return
+    text = "Only an admin may name a server that no endpoint has. Leave it empty, take 'vllm', or take an endpoint's base URL and variable."
+    raise ConfigError(text, fields={"respond.server": text})
 
 
 def _seed_pool(chosen: str, config: RunConfig) -> SeedPool:

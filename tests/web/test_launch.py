@@ -193,3 +193,26 @@ def test_a_viewer_and_a_stranger_launch_nothing(client_of, client):
     assert client_of("viewer").post("/runs/new", {}).status_code == 403
     assert client.post("/runs/new", {}).status_code == 302
     assert not Run.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("server", "key_env", "who", "launches"),
+    [
+        ("vllm", "", "member", True),
+        ("http://gpu1.example.org:8000/v1", "", "member", False),
+        ("https://api.example.org/v1", "EXAMPLE_KEY", "member", True),  # an endpoint's own
+        ("https://evil.example.org/v1", "EXAMPLE_KEY", "member", False),
+        ("", "EXAMPLE_KEY", "member", False),
+        ("http://gpu1.example.org:8000/v1", "", "admin", True),
+    ],
+)
+def test_a_member_names_no_server_for_the_student_that_no_endpoint_has(client_of, server, key_env, who, launches):
+    Endpoint.objects.create(name="known", base_url="https://api.example.org/v1", model="m", key_env="EXAMPLE_KEY")
+    client = client_of(who)
+    changes = {"respond.server": server, "respond.server_key_env": key_env}
+    response = client.post("/runs/new?preset=demo", filled(client, **changes))
+
+    assert Run.objects.exists() == launches
+    if not launches:
+        assert response.status_code == 422
+        assert "Only an admin may name a server" in field_of(response.content.decode(), "respond.server")
