@@ -24,8 +24,11 @@ def write_seeds(path: Path) -> Path:
     return path
 
 
-def make_config(seed_file: Path, *, port: int) -> RunConfig:
-    """The demo's config with a loop of two iterations and an offline teacher on a port of the test's own."""
+def make_config(seed_file: Path, *, port: int, preflight: bool = False) -> RunConfig:
+    """The demo's config with a loop of two iterations and an offline teacher on a port of the test's own.
+
+    preflight: whether the student is looked at first, which costs the seconds of one more child.
+    """
     preset = load_preset("demo")
     endpoint = replace(preset.endpoints["offline"], base_url=f"http://127.0.0.1:{port}/v1", max_at_once=4, retries=1)
     return replace(
@@ -34,7 +37,9 @@ def make_config(seed_file: Path, *, port: int) -> RunConfig:
         loop=replace(preset.loop, iterations=2, new_per_iteration=16),
         endpoints={"offline": endpoint},
         student=replace(preset.student, scratch_width=32, scratch_layers=2, scratch_heads=2),
-        imitation=replace(preset.imitation, first_steps=24, steps=12, batch_size=16, device_batch_size=16, save_steps=6, log_steps=2),
+        imitation=replace(
+            preset.imitation, preflight=preflight, first_steps=24, steps=12, batch_size=16, device_batch_size=16, save_steps=6, log_steps=2
+        ),
         respond=replace(preset.respond, batch_size=32, max_new_tokens=8),
         evaluation=replace(preset.evaluation, benchmarks=()),
     )

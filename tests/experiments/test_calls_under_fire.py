@@ -45,7 +45,8 @@ def test_items_under_every_fault_and_two_kills_all_end_and_nothing_is_charged_tw
     seeds.write_text(json.dumps([{"instruction": i.text, "input": "", "output": ""} for i in demo_seed_pool(7, ITEMS)]))
     tiny_config = tiny.make_config(seeds, port=port)
     endpoint = replace(tiny_config.endpoints["offline"], max_at_once=AT_ONCE, retries=8, timeout_s=2, price_input=0.5, price_output=1.5)
-    config = replace(tiny_config, endpoints={"offline": endpoint})
+    imitation = replace(tiny_config.imitation, preflight=False)  # which nobody would do
+    config = replace(tiny_config, endpoints={"offline": endpoint}, imitation=imitation)
     owner = person("member")
     with OfflineTeacher(FAULTS, port=port) as server:
         pool = import_seed_pool(seeds.read_text(), name="under fire", source=seeds.name)

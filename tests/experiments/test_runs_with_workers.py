@@ -263,6 +263,41 @@ def test_an_unknown_student_is_told_and_the_paid_answers_are_kept(
     assert Completion.objects.count() == tiny.SEEDS
 
 
+def test_a_student_that_cannot_be_tuned_ends_the_run_before_a_call_is_paid(
+    celery_workers: Workers, launch: Launch, config: RunConfig
+) -> None:
+    careful = replace(config, imitation=replace(config.imitation, preflight=True), student=replace(config.student, model="/nowhere"))
+    run = launch(careful)
+    wait_for_end(run)
+
+    assert state_of(run) == RunState.FAILED
+    [(step, state, reason)] = _jobs(run)
+    assert (step, state) == ("preflight", JobState.FAILED)
+    assert "There is no student '/nowhere'" in reason
+    assert not Completion.objects.exists()
+
+
+def test_a_save_of_a_stopped_tuning_is_used_and_the_run_goes_on(
+    celery_workers: Workers, teacher: OfflineTeacher, launch: Launch, config: RunConfig
+) -> None:
+    long = replace(config, imitation=replace(config.imitation, preflight=True, steps=5000))
+    run = launch(long)
+    wait_for_middle_of("tuning")
+    jobs.stop_run(run)
+    wait_until(lambda: state_of(run) == RunState.STOPPED, timeout_s=60, what="the stop")
+    saved = run.iterations.get(number=1).imitation.saved_step
+    assert saved
+    jobs.use_save(run)
+    wait_until(lambda: models.Checkpoint.objects.filter(iteration__number=1).exists(), timeout_s=60, what="the checkpoint")
+    jobs.stop_run(run)
+
+    assert models.Checkpoint.objects.get(iteration__number=1).step == saved
+    first = run.iterations.get(number=0).imitation
+    assert first.preflight["parameters"] > 40_000
+    assert first.first_batch["examples"]
+    wait_until(lambda: not Job.objects.filter(state=JobState.RUNNING).exists(), timeout_s=60, what="the end")
+
+
 def test_the_seed_file_is_read_alike_by_both(seed_file: Path) -> None:
     seeds: tuple[Instruction, ...] = read_seed_pool(seed_file).instructions
     assert [seed.key for seed in seeds[:2]] == ["seed-000000", "seed-000001"]
