@@ -16,6 +16,7 @@ def read(path: str) -> str:
 
 def test_every_setting_is_in_the_table_and_the_table_has_no_other() -> None:
     in_code = set(re.findall(r'env_(?:str|int|float|bool|list)\("(\w+)"', read("lionweb/settings.py")))
+    in_code |= {name for path in (ROOT / "trainer").glob("*.py") for name in re.findall(r'_VARIABLE = "(LIONWEB_\w+)"', path.read_text())}
 
     assert {name for name, _ in ROW.findall(read("docs/settings.md"))} == in_code
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,17 +96,13 @@ def test_a_dead_process_ends_the_others_and_is_told(tmp_path: Path) -> None:
 
     def kill_one(news: TuningNews) -> None:
         if isinstance(news, Metric) and not ours:
-            ours.extend(p for p in psutil.Process().children(recursive=True) if "trainer.child" in p.cmdline())
-            second = next(p for p in ours if p.environ().get("RANK") == "1")
-            os.kill(second.pid, signal.SIGKILL)
+            ours.extend(processes_of_task(tmp_path, "trainer.child"))
+            next(p for p in ours if p.environ().get("RANK") == "1").kill()
 
     with pytest.raises(ChildDied, match="SIGKILL"):
         tune(two(first_steps=100_000), tmp_path, on_news=kill_one)
 
-    deadline = time.monotonic() + 20
-    while any(p.is_running() for p in ours) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not [p for p in ours if p.is_running()]
+    assert not psutil.wait_procs(ours, timeout=20)[1]
 
 
 def test_no_process_outlives_its_launcher(tmp_path: Path) -> None:
@@ -117,22 +110,20 @@ def test_no_process_outlives_its_launcher(tmp_path: Path) -> None:
 
     def kill_launcher(news: TuningNews) -> None:
         if isinstance(news, Metric) and not ours:
-            ours.extend(psutil.Process().children(recursive=True))
-            with contextlib.suppress(psutil.NoSuchProcess):
-                next(p for p in ours if "accelerate.commands.launch" in p.cmdline()).kill()
+            ours.extend(processes_of_task(tmp_path, "trainer.child"))
+            next(p for p in ours if "accelerate.commands.launch" in p.cmdline()).kill()
 
     with pytest.raises(ChildDied):
         tune(two(first_steps=100_000), tmp_path, on_news=kill_launcher)
 
-    _, alive = psutil.wait_procs([p for p in ours if "trainer.child" in _command(p)], timeout=20)
-    assert not alive
+    assert len(ours) == 3
+    assert not psutil.wait_procs(ours, timeout=20)[1]
 
 
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except psutil.NoSuchProcess:
-        return []
+def processes_of_task(folder: Path, module: str) -> list[psutil.Process]:
+    """The launcher and the processes it started for the task in this folder."""
+    found = psutil.process_iter(["cmdline"])
+    return [p for p in found if module in (p.info["cmdline"] or []) and any(str(folder) in part for part in p.info["cmdline"])]
 
 
 def test_an_error_of_any_process_comes_back_typed(tmp_path: Path) -> None:
