@@ -69,6 +69,8 @@ def load_tokenizer(config: RunConfig, start: Path | None) -> Any:
     from transformers import AutoTokenizer
 
     name, revision = (str(start), "") if start else (config.student.model, config.student.revision)
+    if start is None:
+        require_name(name)
     with loading_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_at(revision))
     if tokenizer.eos_token_id is None:

@@ -88,7 +88,7 @@ def require_length(config: RunConfig, context: int) -> None:
     """Raise ConfigError where examples may be longer than what the student can read."""
     longest = config.imitation.max_length
     if longest > context:
-        text = f"An example of {longest} tokens is beyond what the student reads at most. Set imitation.max_length to {context} or less."
+        text = f"An example of {longest:,} tokens is beyond what the student reads at most. Set imitation.max_length to {context} or less."
         raise ConfigError(text, fields={"imitation.max_length": text})
 
 

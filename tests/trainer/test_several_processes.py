@@ -20,7 +20,7 @@ from trainer.accelerated import launcher_of
 from trainer.checkpoints import read_checkpoint, verify_checkpoint
 from trainer.child_student import ChildStudent
 from trainer.config import RunConfig
-from trainer.errors import Cancelled, ChildDied, ConfigError, OutOfMemory
+from trainer.errors import Cancelled, ChildDied, ConfigError, DataWorkerDied, OutOfMemory
 from trainer.records import Metric, Remark, Saved, TuningNews
 
 torch = pytest.importorskip("torch")
@@ -118,6 +118,21 @@ def test_no_process_outlives_its_launcher(tmp_path: Path) -> None:
 
     assert len(ours) == 3
     assert not psutil.wait_procs(ours, timeout=20)[1]
+
+
+def test_a_dead_data_worker_is_named_with_what_to_do(tmp_path: Path) -> None:
+    killed: list[psutil.Process] = []
+
+    def kill_worker(news: TuningNews) -> None:
+        if isinstance(news, Metric) and not killed:
+            students = [p for p in processes_of_task(tmp_path, "trainer.child") if "accelerate.commands.launch" not in p.cmdline()]
+            killed.extend(p for p in students if p.ppid() in {student.pid for student in students})
+            for worker in killed:
+                worker.kill()
+
+    with pytest.raises(DataWorkerDied, match=r"imitation\.data_workers to 0"):
+        tune(make_config(processes=1, data_workers=1, first_steps=100_000), tmp_path, on_news=kill_worker)
+    assert killed
 
 
 def processes_of_task(folder: Path, module: str) -> list[psutil.Process]:
