@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from trainer.config import RunConfig
+from trainer.errors import ConfigError
 
 CONFIG_VARIABLE = "LIONWEB_ACCELERATE_CONFIG"
 """Environment variable with the file that `accelerate config` wrote: where it is set, machines, processes and sharding are as it says."""
@@ -56,3 +57,16 @@ def processes_of(config: RunConfig) -> tuple[int, bool]:
 def wants_several(config: RunConfig) -> bool:
     """Whether the tuning of a run is for more than one process."""
     return processes_of(config)[0] > 1
+
+
+def device_batch_of(config: RunConfig, processes: int) -> int:
+    """Examples on one device at once: as set, or the most below it by which a process's share of the batch divides.
+
+    Raises ConfigError where the processes cannot share the batch evenly: every step would learn from fewer examples than planned.
+    """
+    batch = config.imitation.batch_size
+    if batch % processes:
+        text = f"A batch of {batch} cannot be shared evenly by {processes} processes. Set imitation.batch_size to a multiple of them."
+        raise ConfigError(text, fields={"imitation.batch_size": text})
+    share = batch // processes
+    return next(size for size in range(min(config.imitation.device_batch_size, share), 0, -1) if share % size == 0)

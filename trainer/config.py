@@ -489,8 +489,8 @@ def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
         wrong["imitation.device_batch_size"] = f"{batch} is not a multiple of {device}: gradient accumulation needs whole batches."
     if config.imitation.sharding == "full" and config.student.method != "full":
         wrong["imitation.sharding"] = "Sharding is for full tuning; an adapter's base is held whole by each process. Choose none."
-    if config.imitation.processes > batch:
-        wrong["imitation.processes"] = f"{config.imitation.processes} processes cannot share a batch of {batch} examples."
+    if config.imitation.processes and batch % config.imitation.processes:
+        wrong["imitation.processes"] = f"{config.imitation.processes} processes cannot share a batch of {batch} examples evenly."
     if config.student.scratch_width % config.student.scratch_heads:
         wrong["student.scratch_heads"] = f"The width {config.student.scratch_width} is not a multiple of {config.student.scratch_heads}."
 

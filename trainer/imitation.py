@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from trainer.accelerated import device_batch_of
 from trainer.checkpoints import (
     SPARE_BYTES,
     Manifest,
@@ -71,7 +72,7 @@ from trainer.records import Example, Remark, TuningNews
 from trainer.roles import CheckpointInfo
 from trainer.seeds import derive_seed
 from trainer.speaker import never
-from trainer.tuning import Tuning, device_batch_of, gathered_state, last_whole_save, let_cpus_shard, save_step, training_arguments, world
+from trainer.tuning import Tuning, gathered_state, last_whole_save, let_cpus_shard, save_step, training_arguments, world
 
 log = logging.getLogger(__name__)
 

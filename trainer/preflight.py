@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from trainer.accelerated import processes_of
+from trainer.accelerated import device_batch_of, processes_of
 from trainer.checkpoints import SPARE_BYTES, free_bytes, readable_size, require_space
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, OutOfMemory
@@ -44,6 +44,7 @@ def check_student(config: RunConfig, *, folder: Path) -> Preflight:
 
     check_precision(config.student.precision, device())
     check_method(config.student.method)
+    device_batch_of(config, processes_of(config)[0])
     tokenizer = load_tokenizer(config, None)
     encode_prompts(tokenizer, [Instruction(key="probe", text="probe")], template=config.student.template)
     model = empty_model(config)
@@ -56,7 +57,6 @@ def check_student(config: RunConfig, *, folder: Path) -> Preflight:
 def preflight(config: RunConfig, model: Any, encoded: Encoded, order: Sequence[int], *, steps: int, folder: Path) -> Preflight:
     """The same for a student that is loaded and examples that are encoded, with steps, tokens and time."""
     from trainer.imitation import is_packed
-    from trainer.tuning import device_batch_of
 
     processes = processes_of(config)[0]
     size = device_batch_of(config, processes)

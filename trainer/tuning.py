@@ -104,12 +104,6 @@ def warmup_steps(steps: int, *, share: float) -> int:
     return math.ceil(steps * share) if steps * share >= 1 else 0
 
 
-def device_batch_of(config: RunConfig, processes: int) -> int:
-    """Examples on one device at once: as set, or the most below it by which the batch divides among the processes."""
-    share = config.imitation.batch_size // processes
-    return next(size for size in range(min(config.imitation.device_batch_size, share), 0, -1) if share % size == 0)
-
-
 class Tuning(Trainer):
     """transformers.Trainer over planned examples, with news out and saves that are complete or absent.
 

@@ -117,11 +117,11 @@ def test_several_cards_share_out_what_one_could_not_hold(tmp_path: Path, monkeyp
 
 
 def test_a_team_s_accelerate_config_says_how_many_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "accelerate.yaml").write_text("distributed_type: FSDP\nnum_processes: 16\n")
+    (tmp_path / "accelerate.yaml").write_text("distributed_type: FSDP\nnum_processes: 8\n")
     monkeypatch.setenv("LIONWEB_ACCELERATE_CONFIG", str(tmp_path / "accelerate.yaml"))
     found = check(make_config(), tmp_path)
 
-    assert (found.processes, found.weights) == (16, 4 * 41_824 // 16)
+    assert (found.processes, found.weights) == (8, 4 * 41_824 // 8)
 
 
 def test_what_is_only_estimated_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +161,15 @@ def test_a_link_does_not_lead_out_of_what_is_allowed(folder: Path, tmp_path: Pat
 
     with pytest.raises(ConfigError, match="not allowed"):
         check(of(tmp_path / "allowed" / "link"), tmp_path)
+
+
+def test_processes_that_cannot_share_the_batch_evenly_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"imitation\.processes: 3 processes cannot share a batch of 8 examples evenly"):
+        make_config(processes=3)
+    (tmp_path / "accelerate.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n")
+    monkeypatch.setenv("LIONWEB_ACCELERATE_CONFIG", str(tmp_path / "accelerate.yaml"))
+    with pytest.raises(ConfigError, match="A batch of 8 cannot be shared evenly by 3 processes"):
+        check(make_config(), tmp_path)
 
 
 def test_sharding_an_adapter_is_refused_by_the_config() -> None:
