@@ -170,6 +170,7 @@ def _plain(model: Any, arguments: Any, encoded: list[Any], tokenizer: Any) -> tu
 def _trl(model: Any, arguments: Any, encoded: list[Any], tokenizer: Any) -> tuple[int, float]:
     """The same of SFTTrainer, with the loss on the completion alone."""
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from trl import SFTConfig, SFTTrainer
 
     taken = (
@@ -180,8 +181,13 @@ def _trl(model: Any, arguments: Any, encoded: list[Any], tokenizer: Any) -> tupl
         **{name: getattr(arguments, name) for name in taken}, save_strategy="no", max_length=512, completion_only_loss=True, bf16=False,
         gradient_checkpointing=False,
     )  # fmt: skip
-    rows = [{"input_ids": e.ids.tolist(), "completion_mask": [0] * e.prompt_length + [1] * e.response_tokens} for e in encoded]
-    trainer: Any = SFTTrainer(model=model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    columns = {
+        "input_ids": [e.ids.tolist() for e in encoded],
+        "completion_mask": [[0] * e.prompt_length + [1] * e.response_tokens for e in encoded],
+    }
+    # A fingerprint of its own: the one the library would make fails with some versions of pyarrow.
+    data = Dataset(InMemoryTable.from_pydict(columns), fingerprint="imitate")
+    trainer: Any = SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer)
     collate = trainer.data_collator = Counted(trainer.data_collator)
     started = monotonic()
     trainer.train()
