@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.card import make_student
 from tests.trainer.tuning_cases import imitate, make_config, make_examples
 from trainer.config import RunConfig
 from trainer.records import Metric, Preflight, Response, TuningNews
@@ -28,19 +29,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def smollm2_shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a student of 135 M parameters over 49,152 tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from trainer.models import byte_tokenizer
-
-    path = tmp_path_factory.mktemp("smollm2-shape")
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-        max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=256, eos_token_id=257, pad_token_id=258,
-    )  # fmt: skip
-    LlamaForCausalLM(shape).save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return path
+    return make_student(tmp_path_factory.mktemp("smollm2") / "student")
 
 
 def of(folder: Path, *, method: str = "full", precision: str = "bf16", **settings: Any) -> RunConfig:
