@@ -57,8 +57,9 @@ class ChildStudent:
             size = self._config.imitation.device_batch_size
             if size == 1:
                 raise
-            tell(Remark(text=f"{error} Trying once more with {size // 2} on the device and twice the accumulation."))
-            smaller = replace(self._config, imitation=replace(self._config.imitation, device_batch_size=size // 2))
+            half = next(n for n in range(size // 2, 0, -1) if self._config.imitation.batch_size % n == 0)
+            tell(Remark(text=f"{error} Trying once more with {half} on the device and more accumulation."))
+            smaller = replace(self._config, imitation=replace(self._config.imitation, device_batch_size=half))
             return self._imitate(smaller, examples, tell, use_saved=use_saved)
 
     def _imitate(
@@ -73,7 +74,8 @@ class ChildStudent:
             elif event["event"] == "checkpoint":
                 made.append(CheckpointInfo(**{**values, "path": Path(values["path"])}))
 
-        self._run("imitate", examples, on_event, config=config, launcher=launcher_of(config), use_saved=use_saved)
+        launcher = () if use_saved else launcher_of(config)  # one process writes a save down as a checkpoint
+        self._run("imitate", examples, on_event, config=config, launcher=launcher, use_saved=use_saved)
         return made[-1]
 
     def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:

@@ -72,7 +72,7 @@ from trainer.records import Example, Remark, TuningNews
 from trainer.roles import CheckpointInfo
 from trainer.seeds import derive_seed
 from trainer.speaker import never
-from trainer.tuning import Tuning, gathered_state, last_whole_save, let_cpus_shard, save_step, training_arguments, world
+from trainer.tuning import KEPT_SAVES, Tuning, gathered_state, last_whole_save, let_cpus_shard, save_step, training_arguments, world
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def imitate(
     if finished is not None and finished.work == work.fingerprint:
         return finished.info(work.final)
     with full_disk_errors(folder), main_process_first():
-        _prepare_saves(work)
+        _prepare_saves(work, use_saved=use_saved)
     if use_saved:
         return promote_save(work)
     check_precision(config.student.precision, device())
@@ -147,16 +147,18 @@ def _tune(work: Work, tell: Callable[[TuningNews], None], should_stop: Callable[
     model = load_trainable(config, work.start, iteration=work.iteration)
     require_length(config, context_of(model))
     encoded = _encoded(work, tokenizer)
-    packed, batch = is_packed(config), device_batch_of(config, processes)
+    packed, batch = is_packed(config, model), device_batch_of(config, processes)
     steps = step_count(config, len(encoded.examples), iteration=work.iteration)
     lengths = [len(example.ids) for example in encoded.examples]
     arrange = partial(evened, size=batch) if packed else by_length
     order = plan_order(lengths, steps=steps, config=config, iteration=work.iteration, arrange=arrange)
     weights, moments = bytes_to_save(model)
+    # A sharded save holds the weights twice: in shards to go on from, and whole to be used as they are.
+    save_bytes = weights + moments + (weights if config.imitation.sharding == "full" else 0)
     if rank == 0:
         _tell_beforehand(work, tell, tokenizer, model, encoded, order, steps=steps)
-        needed = weights + 2 * (weights + moments) + SPARE_BYTES
-        require_space(work.final.parent, needed, purpose="Tuning with two resumable saves and a checkpoint")
+        needed = weights + (KEPT_SAVES + 1) * save_bytes + SPARE_BYTES - _bytes_below(work.saves)
+        require_space(work.final.parent, needed, purpose="Tuning with its resumable saves and a checkpoint")
 
     with main_process_first():
         save = _save_to_go_on_from(work, tell)
@@ -170,7 +172,7 @@ def _tune(work: Work, tell: Callable[[TuningNews], None], should_stop: Callable[
         packed=packed,
         tell=tell,
         should_stop=should_stop,
-        save_bytes=weights + moments,
+        save_bytes=save_bytes,
     )
     with memory_errors(memory_advice(config, batch)):
         tuning.train(resume_from_checkpoint=str(save) if save else None)
@@ -242,13 +244,24 @@ def memory_advice(config: RunConfig, device_batch: int) -> str:
     )
 
 
-def is_packed(config: RunConfig) -> bool:
-    """Whether device batches are packed: as set, or where FlashAttention makes that fast."""
-    chosen = config.imitation.batches
-    return chosen == "packed" or (chosen == "auto" and flash_attention())
+PACKED_MODELS = frozenset(
+    ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "gpt_neox", "smollm3")
+)
+"""Kinds of models that were seen not to look from one packed example into another; others do, without a word."""
 
 
-_OF_THE_MACHINE = ("preflight", "device_batch_size", "batches", "gradient_checkpointing", "processes", "sharding", "data_workers")
+def is_packed(config: RunConfig, model: Any) -> bool:
+    """Whether device batches are packed: as set, or where FlashAttention makes that fast. Raises ConfigError for other models."""
+    chosen, kind = config.imitation.batches, model.config.model_type
+    if chosen == "packed" and kind not in PACKED_MODELS:
+        text = f"A model of kind {kind} may look from one packed example into another. Set imitation.batches to grouped."
+        raise ConfigError(text, fields={"imitation.batches": text})
+    return chosen == "packed" or (chosen == "auto" and flash_attention() and kind in PACKED_MODELS)
+
+
+_OF_THE_MACHINE = frozenset(
+    ("preflight", "device_batch_size", "batches", "gradient_checkpointing", "processes", "sharding", "data_workers")
+) | {"save_steps", "log_steps"}
 """Settings that say how the work is done, not what comes out: the gradient is the same but for rounding."""
 
 
@@ -276,7 +289,7 @@ def load_trainable(config: RunConfig, start: Path | None, *, iteration: int) -> 
         model = load_quantized(config, start)
     else:
         model = load_model(config, start, dtype=dtype_of(config.student.precision), trainable=True)
-    if is_packed(config) and flash_attention():
+    if is_packed(config, model) and flash_attention():
         model.set_attn_implementation("flash_attention_2")
     if config.student.method == "full" or isinstance(model, PeftModel):
         return model
@@ -292,6 +305,10 @@ def load_trainable(config: RunConfig, start: Path | None, *, iteration: int) -> 
         return get_peft_model(model, lora)
 
 
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def bytes_to_save(model: Any) -> tuple[int, int]:
     """Bytes of the weights that are saved (an adapter's alone, with LoRA), and of the optimizer's two moments."""
     size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -301,10 +318,22 @@ def bytes_to_save(model: Any) -> tuple[int, int]:
 # Saves and the checkpoint
 
 
-def _prepare_saves(work: Work) -> None:
-    """The folder of the resumable saves; saves of other work are thrown away."""
+NO_SAVE = "There is no whole save to use: none was written, or the examples or settings are others by now. Resume instead."
+
+
+def _prepare_saves(work: Work, *, use_saved: bool) -> None:
+    """The folder of the resumable saves, without what a kill left half written; saves of other work are thrown away.
+
+    Raises ConfigError where such a save is to be used: it stays, and is not what was asked for.
+    """
+    for half in work.saves.glob(".checkpoint-*.writing"):
+        shutil.rmtree(half, ignore_errors=True)
     note = work.saves / "fingerprint"
     if not note.is_file() or note.read_text() != work.fingerprint:
+        if use_saved:
+            raise ConfigError(
+                "There is no whole save to use: none was written, or the examples or settings are others by now. Resume instead."
+            )
         shutil.rmtree(work.saves, ignore_errors=True)
         work.saves.mkdir(parents=True)
         note.write_text(work.fingerprint)
@@ -324,7 +353,7 @@ def promote_save(work: Work) -> CheckpointInfo:
     """Make the last whole save the checkpoint of the iteration. Raises ConfigError where there is none."""
     save, _ = last_whole_save(work.saves)
     if save is None:
-        raise ConfigError("There is no whole save to use: none was written, or the examples or settings are others by now. Resume instead.")
+        raise ConfigError(NO_SAVE)
     tokenizer = load_tokenizer(work.config, work.start)
     at_save = replace(work, start=save if work.config.student.method == "full" else work.start)
     model = load_trainable(work.config, at_save.start, iteration=work.iteration)

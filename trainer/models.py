@@ -155,7 +155,8 @@ def load_base(config: RunConfig, name: str, revision: str, *, dtype: torch.dtype
     """A whole model by name: scratch-llama, a local folder or a Hub name. Safetensors only, and no code from the Hub."""
     if name == SCRATCH_MODEL:
         return scratch_llama(config).to(dtype)
-    require_name(name)
+    if name == config.student.model:  # anything else is a checkpoint of ours
+        require_name(name)
     from transformers import AutoModelForCausalLM
 
     with loading_errors(name):

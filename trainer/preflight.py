@@ -50,7 +50,7 @@ def check_student(config: RunConfig, *, folder: Path) -> Preflight:
     model = empty_model(config)
     require_length(config, context_of(model))
     found = _sized(config, model, trainable=trainable_parameters(config, model), folder=folder)
-    require_space(folder, found.disk_needed, purpose="A checkpoint for each iteration, and two resumable saves,")
+    require_space(folder, found.disk_needed, purpose="A checkpoint for each iteration, and the resumable saves,")
     return found
 
 
@@ -63,10 +63,10 @@ def preflight(config: RunConfig, model: Any, encoded: Encoded, order: Sequence[i
     lengths = [len(encoded.examples[i].ids) for i in order]
     learnt = [encoded.examples[i].response_tokens for i in order]
     groups = [slice(at, at + size) for at in range(0, len(order), size)]
-    padded = [sum(lengths[g]) if is_packed(config) else max(lengths[g]) * len(lengths[g]) for g in groups]
+    padded = [sum(lengths[g]) if is_packed(config, model) else max(lengths[g]) * len(lengths[g]) for g in groups]
     widest = groups[max(range(len(groups)), key=lambda i: padded[i])]
     prompts = [encoded.examples[i].prompt_length for i in order[widest]]
-    scored = sum(learnt[widest]) if is_packed(config) else len(prompts) * (max(lengths[widest]) - min(prompts))
+    scored = sum(learnt[widest]) if is_packed(config, model) else len(prompts) * (max(lengths[widest]) - min(prompts))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return _sized(
         config,
@@ -167,8 +167,9 @@ def _bytes_each(config: RunConfig) -> float:
 
 
 def disk_bytes(config: RunConfig, trainable: int) -> int:
-    """A checkpoint for each iteration, and two saves of weights and both moments, all in fp32."""
-    return (config.loop.iterations + 1) * (4 * trainable + SPARE_BYTES) + 2 * (12 * trainable + SPARE_BYTES)
+    """A checkpoint for each iteration, and saves of weights and both moments in fp32: two that are kept, a third while it is written."""
+    save = (16 if config.imitation.sharding == "full" else 12) * trainable + SPARE_BYTES
+    return (config.loop.iterations + 1) * (4 * trainable + SPARE_BYTES) + 3 * save
 
 
 def activation_bytes(config: RunConfig, model: Any, *, tokens: int, scored: int) -> int:

@@ -172,8 +172,8 @@ class Tuning(Trainer):
         if "loss" not in logs:
             return
         step = self.state.global_step
-        self._refuse_divergence(logs["loss"], step)
         norm = logs.get("grad_norm")
+        self._refuse_divergence(logs["loss"], norm, step)
         self.tell(
             Metric(
                 step=step,
@@ -187,12 +187,14 @@ class Tuning(Trainer):
             )
         )
 
-    def _refuse_divergence(self, loss: float, step: int) -> None:
+    def _refuse_divergence(self, loss: float, norm: float | None, step: int) -> None:
         self._losses.append(loss)
         when, rate = f"at step {step} of {self.state.max_steps}", self.args.learning_rate
         text = ""
         if not math.isfinite(loss):
             text = f"The loss is {loss} {when}. Lower imitation.learning_rate ({rate:g}), or use fp32 or bf16."
+        elif norm is not None and not math.isfinite(norm) and not self.args.fp16:  # in fp16 such a step is skipped, and the scale lowered
+            text = f"The gradient is {norm} {when}. Lower imitation.learning_rate ({rate:g}), or use fp32 or bf16."
         elif (means := diverged(self._losses)) is not None:
             text = (
                 f"The loss diverges {when}: it began at {means[0]:.3g}, has been {means[1]:.3g} and is {means[2]:.3g}. "

@@ -277,6 +277,31 @@ def test_a_stopped_tuning_s_save_can_be_used_as_it_is(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["iteration-0"]
 
 
+def test_a_save_of_other_work_is_not_used_and_not_thrown_away(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        imitate(make_config(), tmp_path, on_metric=kill_at(6))
+    with pytest.raises(ConfigError, match="others by now"):
+        imitate(make_config(), tmp_path, examples=make_examples(19), use_saved=True)
+    path, _ = imitate(make_config(), tmp_path, use_saved=True)
+
+    assert read_checkpoint(path).step == 4
+
+
+def test_a_gradient_that_is_no_number_ends_the_tuning_before_it_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "response_loss", lambda logits, labels: logits.sum() * 0 + (logits * 0).abs().sum().sqrt())
+
+    with pytest.raises(LossDiverged, match=r"The gradient is nan at step 1 of 12"):
+        imitate(make_config(), tmp_path)
+
+
+def test_checkpoints_of_ours_need_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIONWEB_STUDENT_SOURCES", "/srv/models/*")
+    first, _ = imitate(make_config(), tmp_path)
+    second, _ = imitate(make_config(), tmp_path, iteration=1, start=first)
+
+    assert load_model(make_config(), second, dtype=torch.float32)
+
+
 def test_without_a_save_there_is_nothing_to_use(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no whole save"):
         imitate(make_config(), tmp_path, use_saved=True)
@@ -326,7 +351,7 @@ def test_too_little_space_is_said_before_the_first_step(tmp_path: Path, monkeypa
     monkeypatch.setattr(checkpoints, "free_bytes", lambda folder: 1000)
     seen: list[Metric] = []
 
-    with pytest.raises(NoSpace, match=r"needs 17 MiB"):
+    with pytest.raises(NoSpace, match=r"needs 18 MiB"):
         imitate(make_config(), tmp_path, on_metric=seen.append)
     assert seen == []
     assert not list(tmp_path.rglob("*checkpoint*"))

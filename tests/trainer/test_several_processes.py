@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,10 @@ def tune(
 
     student = ChildStudent(config, iteration=0, start=None, folder=folder, should_stop=should_stop)
     return student.imitate(make_examples(), iteration=0, tell=keep).path, metrics
+
+
+def copied(folder: Path) -> Path:
+    return Path(shutil.copytree(folder, folder / "copy"))
 
 
 def two(**settings: Any) -> RunConfig:
@@ -83,6 +88,10 @@ def test_both_stop_after_the_same_step_and_go_on_from_it(tmp_path: Path, alone: 
     with pytest.raises(Cancelled, match=r"Stopped at step \d+ of 2,000"):
         tune(config, tmp_path, should_stop=lambda: bool(saved), on_news=note)
     stopped_at = saved[-1].step
+    used = ChildStudent(config, iteration=0, start=None, folder=copied(tmp_path)).imitate(
+        make_examples(), iteration=0, tell=lambda news: None, use_saved=True
+    )
+    assert used.step == stopped_at
     again: list[Metric] = []
     with pytest.raises(Cancelled):
         tune(config, tmp_path, should_stop=lambda: bool(again), on_news=lambda n: again.append(n) if isinstance(n, Metric) else None)
@@ -214,7 +223,7 @@ def test_where_memory_runs_out_it_is_tried_once_more_with_half_the_batch(tmp_pat
 
     assert tried == [(8, 8), (4, 8)]
     assert [told.text for told in news if isinstance(told, Remark)] == [
-        "There is not enough memory for tuning with 8 examples. Trying once more with 4 on the device and twice the accumulation."
+        "There is not enough memory for tuning with 8 examples. Trying once more with 4 on the device and more accumulation."
     ]
 
 
