@@ -181,7 +181,7 @@ class Example(Record):
 class Metric(Record):
     """One logged step of training: its loss and learning rate, and the tokens of response per second.
 
-    memory_gib: the peak so far of one process; gpu_percent: how busy its GPU was since the last log, None where there is none to ask.
+    memory_gib: the peak so far of one process; gpu_percent: how busy its GPU was at that moment, None where there is none to ask.
     """
 
     step: int
