@@ -1,5 +1,6 @@
 # `make` alone says what there is.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
@@ -13,9 +14,9 @@ help:  ## show this list
 run: $(VENV)/.installed  ## install what is missing and start everything, until Ctrl-C (settings: docs/settings.md)
 	@$(BIN)/python -m lionweb.local up
 
-test: $(VENV)/.installed-dev  ## run every test, those in a real browser too (ARGS="-k name" for some)
+test: $(VENV)/.installed-dev  ## run every test, those in a real browser too (ARGS="-k name" for some, JOBS=0 in one process)
 	@$(BIN)/python -m tests.find_browser
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, types, layers, templates, migrations
 	$(BIN)/ruff check .

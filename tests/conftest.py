@@ -1,7 +1,8 @@
 """What every test can ask for: a real PostgreSQL, real workers, a real browser, and people with roles.
 
 The settings read their environment when they are first imported, so that it is set here, before pytest-django does so.
-With DATABASE_URL given, the tests make their database on that server; else on an embedded one of their own.
+With DATABASE_URL given, the tests make their database on that server; else on an embedded one of their own. Where several processes
+share the tests (pytest-xdist), each has its own data folder and its own server, or its own database on the one given.
 """
 
 import os
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
 
 ASYNC_UNSAFE = "DJANGO_ALLOW_ASYNC_UNSAFE"
 DATA = stack.make_data_folder()
+PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "")
+# But for what the import of lionweb has set: pytest-django would read the settings by it before this file has its say.
+GIVEN_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
 OWN_POSTGRES = "DATABASE_URL" not in os.environ
 os.environ.setdefault("DATABASE_URL", embedded.database_url(DATA / "postgres"))
+if PROCESS and not OWN_POSTGRES:
+    os.environ["DATABASE_URL"] = stack.database_url_of_process(os.environ["DATABASE_URL"], PROCESS)
 TEST_DATABASE_URL = stack.test_database_url(os.environ["DATABASE_URL"])
 os.environ.update(
     DJANGO_SETTINGS_MODULE="lionweb.settings",
@@ -45,6 +51,13 @@ django.setup()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Browser tests last: from the first of them on, Playwright's event loop runs in this thread, and `asyncio.run` would be refused."""
     items.sort(key=lambda item: "browser" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """The processes that are started now get the environment as it was given: each makes its own of it, as this one did."""
+    os.environ.clear()
+    os.environ.update(GIVEN_ENVIRONMENT)
 
 
 def pytest_unconfigure() -> None:

@@ -46,9 +46,18 @@ def accepts_connections(port: int) -> bool:
 
 def test_database_url(url: str) -> str:
     """The URL of the database that pytest-django makes beside the one of `url`."""
+    return _renamed(url, lambda name: f"test_{name}")
+
+
+def database_url_of_process(url: str, process: str) -> str:
+    """The URL for one of several processes that share the tests: each makes a database of its own beside this one."""
+    return _renamed(url, lambda name: f"{name}_{process}")
+
+
+def _renamed(url: str, rename: Callable[[str], str]) -> str:
     address, _, query = url.partition("?")
     head, _, name = address.rpartition("/")
-    return f"{head}/test_{name}{'?' if query else ''}{query}"
+    return f"{head}/{rename(name)}{'?' if query else ''}{query}"
 
 
 test_database_url.__test__ = False  # type: ignore[attr-defined]  # a helper, whatever pytest thinks of its name

@@ -6,6 +6,7 @@ from django.conf import settings
 from django.db import connection
 
 from lionweb import broker
+from tests import stack
 from tests.stack import Workers, wait_until
 
 CUT_ALL_OTHERS = """
@@ -62,3 +63,9 @@ def test_another_broker_is_not_swept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
 
     assert broker.delete_delivered_messages() == 0
+
+
+def test_each_of_several_test_processes_has_a_database_of_its_own_on_a_server_that_was_given() -> None:
+    url = stack.database_url_of_process("postgresql://me@db:5432/lionweb?sslmode=require", "gw1")
+    assert url == "postgresql://me@db:5432/lionweb_gw1?sslmode=require"
+    assert stack.test_database_url(url) == "postgresql://me@db:5432/test_lionweb_gw1?sslmode=require"
