@@ -5,6 +5,7 @@ Each works on files of the data folder, or says in a sentence why it cannot; the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.utils.text import slugify
 
 from experiments.errand_runner import ErrandPulse, Work
 from experiments.models import BenchmarkScore, Checkpoint, Errand, ErrandKind, Iteration
+from experiments.services import errands
 from experiments.services.checkpoint_files import export_folder, folder_of, size_of
 from trainer import export, storage
 from trainer.checkpoints import Manifest, digests_of, read_checkpoint, verify_checkpoint
@@ -64,7 +66,8 @@ def store(errand: Errand, pulse: ErrandPulse) -> dict[str, Any]:
     checkpoint = errand.checkpoint
     url = f"{settings.LIONWEB_STORAGE_URL}/{checkpoint.path}"
     storage.store(folder_of(checkpoint), url, should_stop=_stop(pulse), tell=pulse.tell)
-    Checkpoint.objects.filter(pk=checkpoint.pk).update(stored_at=url)
+    with errands.while_held(errand):
+        Checkpoint.objects.filter(pk=checkpoint.pk).update(stored_at=url)
     return {"url": url}
 
 
@@ -78,7 +81,8 @@ def restore(errand: Errand, pulse: ErrandPulse) -> dict[str, Any]:
         should_stop=_stop(pulse),
         tell=pulse.tell,
     )
-    Checkpoint.objects.filter(pk=checkpoint.pk).update(deleted_at=None)
+    with errands.while_held(errand):
+        Checkpoint.objects.filter(pk=checkpoint.pk).update(deleted_at=None)
     return {"path": checkpoint.path}
 
 
@@ -129,7 +133,7 @@ def _told(checkpoint: Checkpoint, manifest: Manifest) -> Told:
     )
 
 
-def _stop(pulse: ErrandPulse) -> Any:
+def _stop(pulse: ErrandPulse) -> Callable[[], bool]:
     return lambda: pulse.cancelled
 
 

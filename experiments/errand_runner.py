@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
 
-from experiments.models import Errand
+from experiments.models import Errand, ErrandKind
 from experiments.services import errands
 from experiments.services.durable import durably
 from experiments.states import JobState
@@ -22,19 +22,21 @@ logger = logging.getLogger(__name__)
 shutting_down = threading.Event()
 """Set when this worker was told to end."""
 
+ANSWER_BEAT_S = 1.0
+"""Somebody looks on while a question is answered, and a stop is noticed at a beat."""
+
 Work = Callable[[Errand, "ErrandPulse"], dict[str, Any]]
 """Does an errand and gives its result. Raises a TrainerError whose text is meant for a person."""
 
 
 def run_errand(errand_id: int, *, worker: str, work: dict[str, Work]) -> str:
-    """Claim an errand and do it. Gives its final state, or "" where another worker has it or it is over."""
+    """Claim an errand and do it. Gives its final state, or "" where another worker has it, or it was given up meanwhile."""
     errand = errands.claim(errand_id, worker=worker)
     if errand is None:
         return ""
     with ErrandPulse(errand) as pulse:
         state, reason, result = _do(errand, pulse, work)
-    durably(lambda: errands.end(errand, state, reason=reason, result=result))
-    return state
+    return state if durably(lambda: errands.end(errand, state, reason=reason, result=result)) else ""
 
 
 def _do(errand: Errand, pulse: ErrandPulse, work: dict[str, Work]) -> tuple[str, str, dict[str, Any] | None]:
@@ -61,7 +63,7 @@ class ErrandPulse:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"errand-{errand.pk}", daemon=True)
         self._note = ""
-        self._held = True
+        self._beaten = errands.Beat(held=True, stop=False)
 
     def tell(self, note: str) -> None:
         """How far it is, shown from the next beat on."""
@@ -69,7 +71,7 @@ class ErrandPulse:
 
     @property
     def cancelled(self) -> bool:
-        return not self._held or shutting_down.is_set()
+        return self._beaten.stop or shutting_down.is_set()
 
     def __enter__(self) -> ErrandPulse:
         self._thread.start()
@@ -80,9 +82,13 @@ class ErrandPulse:
         self._thread.join()
 
     def _beat(self) -> None:
-        while self._held and not self._over.wait(settings.LIONWEB_HEARTBEAT_S):
+        is_watched = self._errand.kind == ErrandKind.ANSWER
+        every_s = min(settings.LIONWEB_HEARTBEAT_S, ANSWER_BEAT_S) if is_watched else settings.LIONWEB_HEARTBEAT_S
+        while self._beaten.held and not self._over.wait(every_s):
             try:
-                self._held = durably(lambda: errands.heartbeat(self._errand, note=self._note), for_s=settings.LIONWEB_LEASE_S)
-            except (OperationalError, InterfaceError):
-                self._held = False
+                self._beaten = durably(lambda: errands.heartbeat(self._errand, note=self._note), for_s=settings.LIONWEB_LEASE_S)
+            except Exception:
+                # Without a beat the lease runs out, whatever the reason: the work must not go on unheld.
+                logger.exception("errand %s lost its heartbeat", self._errand.pk)
+                self._beaten = errands.Beat(held=False, stop=True)
         connection.close()

@@ -50,8 +50,8 @@ def _below(parent: Path, folder: Path) -> Path:
     return folder
 
 
-def size_of(*folders: Path) -> int:
-    """Bytes that the folders take together; a file with several names is counted once."""
+def size_of(*folders: Path, shared: bool = True) -> int:
+    """Bytes that the folders take together; a file with several names is counted once, or with shared=False not at all."""
     seen: dict[tuple[int, int], int] = {}
     for folder in folders:
         for root, _, names in os.walk(folder):
@@ -60,8 +60,14 @@ def size_of(*folders: Path) -> int:
                     found = os.lstat(os.path.join(root, name))
                 except FileNotFoundError:
                     continue  # it was deleted while we looked
-                seen[found.st_dev, found.st_ino] = found.st_size
+                if shared or found.st_nlink == 1:
+                    seen[found.st_dev, found.st_ino] = found.st_size
     return sum(seen.values())
+
+
+def size_with_leftovers(*folders: Path) -> int:
+    """Bytes of folders and of what deletions that did not get through left of them."""
+    return size_of(*folders, *map(_gone, folders))
 
 
 def remove(folder: Path) -> list[str]:

@@ -17,7 +17,16 @@ from django.utils import timezone
 from experiments import querysets
 from experiments.models import Answer, BenchmarkScore, Checkpoint, Errand, ErrandKind, Job, Run
 from experiments.services import errands
-from experiments.services.checkpoint_files import EXPORTS, export_folder, exports_of, folder_of, remove, saves_of, size_of
+from experiments.services.checkpoint_files import (
+    EXPORTS,
+    export_folder,
+    exports_of,
+    folder_of,
+    remove,
+    saves_of,
+    size_of,
+    size_with_leftovers,
+)
 from experiments.services.retention import Kept, Plan, Policy, Save, make_plan, why_not
 from experiments.states import LIVE, JobState, RunState
 from trainer.checkpoints import readable_size
@@ -128,8 +137,7 @@ def read_holdings() -> Holdings:
 
 def _exported(checkpoint_id: int) -> int:
     """What the exports take beside the files they share with the checkpoint."""
-    folder = settings.LIONWEB_DATA / "exports" / str(checkpoint_id)
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.stat().st_nlink == 1) if folder.exists() else 0
+    return size_of(settings.LIONWEB_DATA / "exports" / str(checkpoint_id), shared=False)
 
 
 def _busy() -> set[int]:
@@ -195,8 +203,7 @@ def carry_out(policy: Policy, *, ids: Iterable[int]) -> Freed:
     for run in sorted({run for run, _ in old}):
         for number, folder in saves_of(run):
             if (run, number) in old:
-                _remove_into(freed, folder)
-                freed.saves += 1
+                freed.saves += _remove_into(freed, folder)
     return freed
 
 
@@ -217,8 +224,7 @@ def _delete_into(freed: Freed, checkpoint_id: int) -> None:
     except ConfigError as error:
         freed.problems.append(str(error))
         return
-    freed.checkpoints += 1
-    _remove_into(freed, *folders)
+    freed.checkpoints += _remove_into(freed, *folders)
 
 
 @transaction.atomic
@@ -235,14 +241,17 @@ def _mark_deleted(checkpoint_id: int) -> list[Path]:
     return folders
 
 
-def _remove_into(freed: Freed, *folders: Path) -> None:
-    size = size_of(*folders)
-    for folder in folders:
-        freed.problems += remove(folder)
-    freed.size += size
+def _remove_into(freed: Freed, *folders: Path) -> bool:
+    """Whether all of it went. What went is counted by what the disk holds before and after."""
+    before = size_with_leftovers(*folders)
+    problems = [problem for folder in folders for problem in remove(folder)]
+    freed.size += max(0, before - size_with_leftovers(*folders))
+    freed.problems += problems
+    return not problems
 
 
 def delete_export(errand: Errand) -> list[str]:
-    """Delete the files an errand left; its row says so. Gives what could not be deleted."""
+    """Delete the files an errand left; its row says so. Gives what could not be deleted. Raises ConfigError where they lie elsewhere."""
+    folder = export_folder(errand)
     Errand.objects.filter(pk=errand.pk).update(result={**errand.result, "deleted": True})
-    return remove(export_folder(errand))
+    return remove(folder)

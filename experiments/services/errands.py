@@ -6,6 +6,9 @@ As with jobs, the database is the truth and a message only says "look at errand 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +24,7 @@ from experiments.models import Checkpoint, Errand
 from experiments.services.jobs import RESEND_AFTER
 from experiments.states import LIVE, MOVES, JobState, Queue
 from lionweb.broker import BROKER_ERRORS
+from trainer.errors import Cancelled
 from trainer.text import storable
 
 logger = logging.getLogger(__name__)
@@ -50,10 +54,33 @@ def claim(errand_id: int, *, worker: str) -> Errand | None:
     return Errand.objects.select_related("checkpoint__iteration__run", "requested_by").get(pk=errand_id)
 
 
-def heartbeat(errand: Errand, *, note: str = "") -> bool:
-    """Renew the lease of a running errand. False where it is no longer ours, or somebody asked for it to stop."""
-    held = Errand.objects.filter(pk=errand.pk, state=JobState.RUNNING, worker=errand.worker, stop_requested_at__isnull=True)
-    return held.update(lease_expires_at=_lease_end(), note=storable(note)) == 1
+@dataclass(frozen=True)
+class Beat:
+    """What a heartbeat learns: whether the errand is still ours, and whether somebody asked for it to stop."""
+
+    held: bool
+    stop: bool
+
+
+def heartbeat(errand: Errand, *, note: str = "") -> Beat:
+    """Renew the lease of a running errand; one that was asked to stop keeps it until its work has stopped."""
+    held = Errand.objects.filter(pk=errand.pk, state=JobState.RUNNING, worker=errand.worker)
+    if not held.update(lease_expires_at=_lease_end(), note=storable(note)):
+        return Beat(held=False, stop=True)
+    return Beat(held=True, stop=held.filter(stop_requested_at__isnull=False).exists())
+
+
+@contextmanager
+def while_held(errand: Errand) -> Iterator[None]:
+    """Write down what came of an errand only while it is ours: one that was given up must not change its checkpoint any more.
+
+    Raises Cancelled where it is not.
+    """
+    with transaction.atomic():
+        held = Errand.objects.select_for_update().filter(pk=errand.pk, state=JobState.RUNNING, worker=errand.worker)
+        if not held.exists():
+            raise Cancelled("It was given up before it was done.")
+        yield
 
 
 def end(errand: Errand, state: str, *, reason: str = "", result: dict[str, Any] | None = None) -> bool:
@@ -62,7 +89,7 @@ def end(errand: Errand, state: str, *, reason: str = "", result: dict[str, Any] 
     if result is not None:
         values["result"] = result
     ended = move(errand.pk, state, only_if=Q(worker=errand.worker), **values)
-    logger.info("errand %s %s %s", errand.pk, state, reason)
+    logger.info("errand %s %s %s", errand.pk, state if ended else "is no longer ours", reason)
     return ended
 
 

@@ -204,7 +204,7 @@ def test_one_file_that_cannot_be_deleted_keeps_none_of_the_others_and_is_named(r
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_files.os, "unlink", refuse)
         freed = checkpoints.carry_out(Policy(keep_last=1), ids=[of(run, 0).pk, of(run, 1).pk])
-    assert freed.checkpoints == 2
+    assert freed.checkpoints == 0  # what is left of each is still to go
     assert len([problem for problem in freed.problems if "config.json could not be deleted: Permission denied." in problem]) == 2
     left = [path.name for path in (folder_of(run, 0).parent).rglob("*") if path.is_file() and "iteration-2" not in str(path)]
     assert left == ["config.json", "config.json"]

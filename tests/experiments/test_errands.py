@@ -77,7 +77,7 @@ def test_a_running_errand_has_a_lease(errand):
 def test_a_heartbeat_keeps_the_note_and_the_lease(errand):
     held = claimed(errand)
     expire(errand)
-    assert errands.heartbeat(held, note="half way\0")
+    assert errands.heartbeat(held, note="half way\0") == errands.Beat(held=True, stop=False)
     found = Errand.objects.get()
     assert found.note == "half way"
     assert found.lease_expires_at > timezone.now()
@@ -90,7 +90,7 @@ def test_an_errand_whose_lease_is_over_is_lost_and_not_tried_again(errand):
     assert errands.sweep() == 1
     found = Errand.objects.get()
     assert (found.state, found.reason) == (JobState.CRASHED, "Worker one was not heard of any more. Ask again.")
-    assert not errands.heartbeat(held)
+    assert not errands.heartbeat(held).held
     assert not errands.end(held, JobState.FINISHED, result={"too": "late"})
     assert Errand.objects.get().result == {}
 
@@ -113,8 +113,20 @@ def test_a_running_errand_hears_of_the_stop_at_its_next_heartbeat(errand):
     held = claimed(errand)
     errands.stop(errand)
     assert state_of(errand) == JobState.RUNNING
-    assert not errands.heartbeat(held)
+    expire(errand)
+    assert errands.heartbeat(held) == errands.Beat(held=True, stop=True)
+    assert errands.sweep() == 0  # it keeps its lease while it stops
     assert errands.end(held, JobState.STOPPED, reason="Stopped.")
+
+
+def test_what_was_given_up_changes_nothing_any_more(errand):
+    held = claimed(errand)
+    with errands.while_held(held):
+        pass
+    expire(errand)
+    errands.sweep()
+    with pytest.raises(Cancelled), errands.while_held(held):
+        pytest.fail("it is not held")
 
 
 @pytest.mark.django_db(transaction=True)
@@ -131,6 +143,21 @@ def test_the_work_hears_of_the_stop(errand, settings):
 
     assert _run(errand, wait) == JobState.STOPPED
     assert Errand.objects.get().reason == "Stopped half way."
+
+
+@pytest.mark.django_db(transaction=True)
+def test_work_that_is_slow_to_stop_is_not_taken_for_lost(errand, settings):
+    settings.LIONWEB_HEARTBEAT_S, settings.LIONWEB_LEASE_S = 0.02, 0.3
+
+    def wait(errand, pulse):
+        errands.stop(errand)
+        for _ in range(3):
+            pulse._over.wait(0.2)
+            assert errands.sweep() == 0
+        raise Cancelled("Stopped at last.")
+
+    assert _run(errand, wait) == JobState.STOPPED
+    assert Errand.objects.get().reason == "Stopped at last."
 
 
 @pytest.mark.django_db(transaction=True)
