@@ -13,8 +13,9 @@ from django.conf import settings
 from django.utils import timezone
 
 from experiments import querysets
+from experiments.checkpoint_health import damaged
 from experiments.imitation_board import ImitationView, read_imitations, tokens_per_step
-from experiments.models import BenchmarkScore, Checkpoint, Imitation, Iteration, Job, Metric, Run
+from experiments.models import BenchmarkScore, Checkpoint, Errand, Imitation, Iteration, Job, Metric, Run
 from experiments.states import LIVE, JobState, RunState, StageState
 from trainer.plan import STEPS, Stage, Step, plan
 
@@ -106,6 +107,8 @@ class Board:
     scores: Sequence[BenchmarkScore]
     imitations: Sequence[ImitationView] = ()
     """Those that something is known of, the newest first."""
+    damaged: frozenset[int] = frozenset()
+    """Ids of checkpoints whose files the last check of them found damaged."""
 
     @property
     def live(self) -> bool:
@@ -145,8 +148,18 @@ class Board:
         ]
 
     @property
+    def unheard(self) -> timedelta | None:
+        """The longest that a worker of a running step has not been heard of, where that is too long to be well."""
+        return max((step.unheard for _, _, step in self.now if step.unheard), default=None)
+
+    @property
     def failures(self) -> list[Job]:
         return [job for iteration in self.iterations for stage in iteration.stages if stage for job in stage.failures]
+
+    @property
+    def config_at_fault(self) -> bool:
+        """Whether a setting failed it, so that another run with another config is what helps."""
+        return any(job.config_at_fault for job in self.failures)
 
     @property
     def saved(self) -> ImitationView | None:
@@ -174,6 +187,7 @@ def read_board(run: Run, *, now: datetime | None = None) -> Board:
     rows = list(querysets.iterations_with_counts(run))
     scores = list(querysets.macro_scores([run]))
     checkpoints = {c.iteration_id: c for c in Checkpoint.objects.filter(iteration__run=run).defer("manifest")}
+    there = [checkpoint.pk for checkpoint in checkpoints.values() if not checkpoint.deleted_at]
     config = run.run_config()
     sizes = _pool_sizes(rows, accumulated=config.loop.train_pool == "accumulate")
     imitations = {imitation.iteration_id: imitation for imitation in Imitation.objects.filter(iteration__run=run)}
@@ -202,7 +216,15 @@ def read_board(run: Run, *, now: datetime | None = None) -> Board:
         planned.setdefault(p.iteration, {}).setdefault(p.stage, []).append(step)
     iterations = [view(number, stages) for number, stages in planned.items()]
     shown = read_imitations(rows, imitations, metrics, {number: step for (number, name), step in steps.items() if name == Step.TUNING})
-    return Board(run=run, iterations=iterations, jobs=jobs, metrics=metrics, scores=scores, imitations=shown)
+    return Board(
+        run=run,
+        iterations=iterations,
+        jobs=jobs,
+        metrics=metrics,
+        scores=scores,
+        imitations=shown,
+        damaged=frozenset(damaged(there)) if there else frozenset(),
+    )
 
 
 def _pool_sizes(rows: Sequence[Any], *, accumulated: bool) -> dict[int, tuple[int, int]]:
@@ -248,8 +270,12 @@ def _step_views(
 
 
 def others_running(jobs: Sequence[Job]) -> dict[str, int]:
-    """queue -> how many jobs run there now; asked only where one of these jobs waits for a worker."""
-    return querysets.running_by_queue() if any(job.state == JobState.QUEUED for job in jobs) else {}
+    """queue -> how many other jobs run there now; asked only where one of these jobs waits for a worker.
+
+    A job that was taken up between the two questions to the database is none of the others.
+    """
+    waiting = [job.pk for job in jobs if job.state == JobState.QUEUED]
+    return querysets.running_by_queue(beside=waiting) if waiting else {}
 
 
 def _step_view(
@@ -269,7 +295,7 @@ def _step_view(
     if logged:
         done, total = max(done, logged[-1].step), logged[-1].steps
         before = logged[0].step  # the steps before were another attempt's, or came with what is loaded and compiled only once
-    unheard = _unheard(job, now)
+    unheard = unheard_for(job, now)
     per_s = None if unheard else _tuning_rate(job, logged, step_tokens) or _rate(job, done - before, now)
     return StepView(
         name=job.step,
@@ -306,8 +332,8 @@ def _tuning_rate(job: Job, logged: Sequence[Metric], step_tokens: float | None) 
     return harmonic_mean(speeds) / step_tokens
 
 
-def _unheard(job: Job, now: datetime) -> timedelta | None:
-    """How long a running job has missed its heartbeats, once that are more than two: its worker may be dead."""
+def unheard_for(job: Job | Errand, now: datetime) -> timedelta | None:
+    """How long a running job or errand has missed its heartbeats, once that are more than two: its worker may be dead."""
     if job.state != JobState.RUNNING or job.lease_expires_at is None:
         return None
     silent = now - (job.lease_expires_at - timedelta(seconds=settings.LIONWEB_LEASE_S))

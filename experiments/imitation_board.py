@@ -39,7 +39,7 @@ class PreflightView:
     @property
     def parts(self) -> list[MemoryPart]:
         whole = max(self.found.memory, self.found.memory_needed, 1)
-        names = ("weights", "gradients", "optimizer", "activations")
+        names = ("weights", "gradients", "optimizer", "activations", "libraries")
         return [MemoryPart(name, size, 100 * size / whole) for name in names if (size := getattr(self.found, name))]
 
     @property
@@ -51,7 +51,7 @@ class PreflightView:
     def fit(self) -> str:
         """fits, tight or does not fit. What only an estimate says does not fit is tight: it may yet."""
         found = self.found
-        counted = found.memory_needed - found.activations
+        counted = found.memory_needed - found.activations - found.libraries
         if counted > found.memory or found.disk_needed > found.disk_free:
             return "does not fit"
         return "tight" if found.memory_needed > TIGHT * found.memory else "fits"

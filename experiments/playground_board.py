@@ -6,11 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from django.db.models import QuerySet
+from django.utils import timezone
 
+from experiments.board import unheard_for
 from experiments.models import Answer, Checkpoint, Errand, Job, Question, Speaker
 from experiments.states import LIVE, JobState, Queue
 
 WAITING, SPEAKING = "waiting", "running"
+
+SHORTEST_S = 0.05
+"""A shorter time than this would be told as none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,20 @@ class Said:
     @property
     def is_live(self) -> bool:
         return self.state in (WAITING, SPEAKING)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it to see."""
+        return not self.answer.text.strip()
+
+    @property
+    def figures(self) -> str:
+        """Its tokens, time and speed, as far as they are known and say something."""
+        tokens, seconds, speed = self.answer.tokens, self.answer.seconds, self.tokens_per_s
+        said = [f"{tokens:,} token{'' if tokens == 1 else 's'}"] if tokens else []
+        if seconds and seconds >= SHORTEST_S:
+            said += [f"{seconds:.1f} s"] + ([f"{speed:.1f} tokens/s"] if speed and tokens > 1 else [])
+        return " \N{MIDDLE DOT} ".join(said)
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -128,5 +147,8 @@ def _how_far(answer: Answer, *, is_next: bool) -> tuple[str, str]:
     if errand.state == JobState.RUNNING and not is_next:
         return WAITING, "Speaks when the one before is done."
     if errand.state == JobState.RUNNING:
+        silent = unheard_for(errand, timezone.now())
+        if silent:
+            return SPEAKING, f"No sign of life from its worker for {silent.total_seconds():.0f} s."
         return SPEAKING, "" if answer.text else (errand.note.capitalize() or "Begins")
     return errand.state, errand.reason

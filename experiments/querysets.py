@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from django.contrib.postgres.search import SearchQuery
@@ -25,10 +26,14 @@ from django.db.models import (
     Window,
 )
 from django.db.models.functions import Coalesce, Greatest, RowNumber
+from django.utils import timezone
 
 from experiments.models import BenchmarkScore, Candidate, Instruction, Iteration, Job, Metric, Response, Role, Run, Verdict
 from experiments.states import LIVE, MOVES, JobState, RunState
 from trainer.records import Fate, Label
+
+FAILURES_SHOWN = timedelta(days=7)
+"""A failure that nobody took up for so long is told of by its run's page alone."""
 
 
 def move(job_id: int, to: str, *, only_if: Q | None = None, **values: Any) -> bool:
@@ -158,9 +163,9 @@ def live_jobs() -> QuerySet[Job]:
     return jobs.order_by(F("started_at").asc(nulls_last=True), "id")
 
 
-def running_by_queue() -> dict[str, int]:
-    """queue -> how many of its jobs run now."""
-    rows = Job.objects.filter(state=JobState.RUNNING).order_by().values_list("queue")
+def running_by_queue(*, beside: Iterable[int]) -> dict[str, int]:
+    """queue -> how many of its jobs run now. beside: ids of jobs that do not count, since they were just seen to wait."""
+    rows = Job.objects.filter(state=JobState.RUNNING).exclude(pk__in=list(beside)).order_by().values_list("queue")
     return dict(rows.annotate(n=Count("pk")))
 
 
@@ -176,13 +181,11 @@ def jobs_with_done() -> QuerySet[Any]:
 def jobs_for_somebody() -> QuerySet[Job]:
     """Jobs that wait for a person, newest first: failed, crashed, or stopped at a budget.
 
-    One whose step was tried again waits no more; nor does a failure once the run's owner has launched another run in the same
-    experiment, nor a spent budget once somebody has asked the run to stop.
+    One whose step was tried again waits no more; nor does a failure that nobody took up for FAILURES_SHOWN, nor a spent budget once
+    somebody has asked the run to stop.
     """
     run = "stage__iteration__run"
-    of_owner = Run.objects.filter(experiment=OuterRef(f"{run}__experiment"), owner=OuterRef(f"{run}__owner"))
-    launched_since = of_owner.filter(pk__gt=OuterRef(run), created_at__gt=OuterRef("ended_at"))
-    failed = Q(state__in=[JobState.FAILED, JobState.CRASHED]) & ~Exists(launched_since)
+    failed = Q(state__in=[JobState.FAILED, JobState.CRASHED], ended_at__gte=timezone.now() - FAILURES_SHOWN)
     at_budget = Q(state=JobState.STOPPED, over_budget=True, stage__iteration__run__stop_requested_at__isnull=True)
     jobs = Job.objects.filter(failed | at_budget).filter(~Exists(_later_attempts()))
     return jobs.select_related(f"{run}__experiment").order_by("-id")

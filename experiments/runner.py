@@ -28,7 +28,7 @@ from trainer.benchmarks import get_benchmark
 from trainer.child_student import ChildStudent
 from trainer.config import RunConfig
 from trainer.endpoints import EndpointRoles, open_roles
-from trainer.errors import BudgetSpent, Cancelled, ChildDied, ConfigError, TrainerError
+from trainer.errors import BudgetSpent, Cancelled, ChildDied, ConfigError, OutOfMemory, TrainerError
 from trainer.loop import run_step
 from trainer.plan import Planned, Stage, Step
 from trainer.records import Label
@@ -59,7 +59,15 @@ def run_job(job_id: int, *, worker: str) -> str:
         logger.warning("job %s was given to another worker", job.pk)
         return ""
     durably(
-        lambda: jobs.end(job, state, reason=reason, note=" ".join(desk.notes), items_done=book.items_done, over_budget=desk.over_budget)
+        lambda: jobs.end(
+            job,
+            state,
+            reason=reason,
+            note=" ".join(desk.notes),
+            items_done=book.items_done,
+            over_budget=desk.over_budget,
+            config_at_fault=desk.config_at_fault,
+        )
     )
     return state
 
@@ -82,6 +90,7 @@ def _do(job: Job, book: PostgresBook, desk: JobDesk) -> tuple[str, str]:
     except ChildDied as died:
         return JobState.CRASHED, str(died)
     except TrainerError as error:
+        desk.config_at_fault = _is_by_config(error)
         return JobState.FAILED, str(error)
     except (OperationalError, InterfaceError) as error:
         return JobState.CRASHED, f"The database was away for too long: {error}"
@@ -89,6 +98,11 @@ def _do(job: Job, book: PostgresBook, desk: JobDesk) -> tuple[str, str]:
         logger.exception("job %s failed", job.pk)
         return JobState.FAILED, f"An error nobody foresaw, please report it: {''.join(traceback.format_exception_only(error)).strip()}"
     return JobState.FINISHED, ""
+
+
+def _is_by_config(error: TrainerError) -> bool:
+    """Whether a setting of the run has to change, which a frozen config cannot: the same run would only fail at it again."""
+    return isinstance(error, OutOfMemory) or (isinstance(error, ConfigError) and bool(error.fields))
 
 
 def _items(planned: Planned, book: PostgresBook, config: RunConfig) -> tuple[int, int]:
@@ -122,6 +136,7 @@ class JobDesk:
         self.use_saved = book.job.use_saved
         self.notes: list[str] = []
         self.over_budget = False
+        self.config_at_fault = False
 
     def roles(self) -> AbstractAsyncContextManager[EndpointRoles]:
         return open_roles(

@@ -113,7 +113,8 @@ class FakeStudent:
     def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:
         for instruction in instructions:
             if instruction.key not in done:
-                keep([Response(instruction=instruction.key, text=self._known.get(instruction.prompt, "no idea"))])
+                text = self._known.get(instruction.prompt, "no idea")
+                keep([Response(instruction=instruction.key, text=text, tokens=len(text.split()))])
 
     def answer(
         self, items: Sequence[BenchmarkItem], *, done: frozenset[str], keep: Callable[[list[tuple[BenchmarkItem, str]]], None]

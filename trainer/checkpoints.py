@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from trainer.config import RunConfig, endpoint_of, stored_config
+from trainer.config import SCRATCH_MODEL, RunConfig, endpoint_of, stored_config
 from trainer.errors import ConfigError, NoSpace
 from trainer.prompts import PROMPT_VERSION, STRUCTURED_PROMPT_VERSION
 from trainer.roles import CheckpointInfo
@@ -29,6 +29,9 @@ MANIFEST = "lionweb.json"
 
 SPARE_BYTES = 16 * 2**20
 """What a checkpoint needs beside its weights: tokenizer, configs, the file system's own needs."""
+
+MEND_CHECKPOINT = "Restore it from the team's storage or another copy, or run its imitation again."
+"""What to do about a checkpoint that is damaged."""
 
 _FULL_DISK_WORDS = ("no space left", "os error 28", "disk quota exceeded", "pytorchstreamwriter failed")
 
@@ -64,6 +67,11 @@ class Manifest:
         lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.files.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    @property
+    def must_merge(self) -> bool:
+        """Whether it is of use elsewhere once merged alone: an adapter on random weights, which no disk and no Hub has."""
+        return self.method != "full" and self.base == SCRATCH_MODEL
+
     def info(self, path: Path) -> CheckpointInfo:
         """The short form that the loop passes around."""
         return CheckpointInfo(path=path, step=self.step, first_loss=self.first_loss, last_loss=self.last_loss)
@@ -87,8 +95,11 @@ def require_space(folder: Path, needed: int, *, purpose: str = "A checkpoint") -
 
 
 def readable_size(size: float) -> str:
-    """A size in bytes as text: 2.50 GiB, or 31 MiB where it is less than one GiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    """A size in bytes as text, in powers of 1,024 as everywhere: 2.50 GiB, 31 MiB, 4 KiB, 512 bytes."""
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    unit, name = next((unit, name) for unit, name in ((2**20, "MiB"), (2**10, "KiB"), (1, "bytes")) if size >= unit or unit == 1)
+    return f"{size / unit:.0f} {name}"
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -212,8 +223,17 @@ def require_whole(path: Path) -> Manifest:
     """The manifest of a checkpoint whose files are all as they were written. Raises ConfigError that names what is not."""
     problems = verify_checkpoint(path)
     if problems:
-        raise ConfigError(f"The checkpoint {path} is damaged: {' '.join(problems)} Restore it from a copy, or run its imitation again.")
+        raise ConfigError(f"The checkpoint {path} is damaged: {' '.join(problems)} {MEND_CHECKPOINT}")
     return read_checkpoint(path)
+
+
+def require_loadable(path: Path) -> Manifest:
+    """The same, and where the checkpoint is an adapter on another checkpoint, of that one too."""
+    manifest = require_whole(path)
+    base = Path(manifest.base)
+    if manifest.method != "full" and base.is_absolute() and find_checkpoint(base):
+        require_whole(base)
+    return manifest
 
 
 def file_digest(path: Path) -> str:

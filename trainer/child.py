@@ -132,6 +132,7 @@ def do_task(task: dict[str, Any], emit: Emit, *, should_stop: Callable[[], bool]
         Path(task["start"]) if task["start"] else None,
         iteration=task["iteration"],
         should_stop=should_stop,
+        tries_again=False,  # the parent does, with processes that begin anew
     )
     rows = read_jsonl(Path(task["input"]))
     if task["task"] == "check":

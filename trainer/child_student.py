@@ -9,16 +9,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer.accelerated import launcher_of
+from trainer.accelerated import launcher_of, tune_in_smaller_pieces
 from trainer.config import RunConfig
-from trainer.errors import OutOfMemory
 from trainer.jsonl import write_jsonl
 from trainer.launch import TASK_PREFIX, run_child
-from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Record, Remark, Response, TuningNews, news_from_dict
+from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Record, Response, TuningNews, news_from_dict
 from trainer.roles import CheckpointInfo
 
 INPUT_PREFIX = ".input-"
@@ -51,16 +49,7 @@ class ChildStudent:
         self, examples: Sequence[Example], *, iteration: int, tell: Callable[[TuningNews], None], use_saved: bool = False
     ) -> CheckpointInfo:
         """See `trainer.imitation.imitate`."""
-        try:
-            return self._imitate(self._config, examples, tell, use_saved=use_saved)
-        except OutOfMemory as error:
-            size = self._config.imitation.device_batch_size
-            if size == 1:
-                raise
-            half = next(n for n in range(size // 2, 0, -1) if self._config.imitation.batch_size % n == 0)
-            tell(Remark(text=f"{error} Trying once more with {half} on the device and more accumulation."))
-            smaller = replace(self._config, imitation=replace(self._config.imitation, device_batch_size=half))
-            return self._imitate(smaller, examples, tell, use_saved=use_saved)
+        return tune_in_smaller_pieces(self._config, tell, lambda config, tell: self._imitate(config, examples, tell, use_saved=use_saved))
 
     def _imitate(
         self, config: RunConfig, examples: Sequence[Example], tell: Callable[[TuningNews], None], *, use_saved: bool

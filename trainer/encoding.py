@@ -10,7 +10,7 @@ from trainer.records import Instruction
 
 
 def encode_prompts(tokenizer: Any, instructions: Sequence[Instruction], *, template: str) -> list[list[int]]:
-    """Token ids of each prompt, in the paper's form or the model's own chat form. Raises ConfigError where there is no chat form."""
+    """Token ids of each prompt, in the paper's form or the model's own chat form. Raises ConfigError where that fails."""
     if template == "paper":
         from trainer.prompts import student_prompt
 
@@ -18,8 +18,14 @@ def encode_prompts(tokenizer: Any, instructions: Sequence[Instruction], *, templ
     if not tokenizer.chat_template:
         text = "This student's tokenizer has no chat template. Set student.template to 'paper'."
         raise ConfigError(text, fields={"student.template": text})
+    from jinja2 import TemplateError
+
     turns = [[{"role": "user", "content": instruction.prompt}] for instruction in instructions]
-    texts = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False) for turn in turns]
+    try:
+        texts = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False) for turn in turns]
+    except TemplateError as error:
+        text = f"This student's chat template fails ({error}). Mend its tokenizer, or set student.template to 'paper'."
+        raise ConfigError(text, fields={"student.template": text}) from error
     return list(tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
 
 

@@ -43,7 +43,8 @@ class EncodedExample:
 
     @property
     def response_tokens(self) -> int:
-        return len(self.ids) - self.prompt_length
+        """How many tokens are learnt: those of the response, but for one that stands first of all."""
+        return len(self.ids) - max(1, self.prompt_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def save_encoded(path: Path, encoded: Encoded) -> None:
     }
     unfinished = path.with_suffix(".writing")
     save_file(tensors, unfinished, metadata={"cut": str(encoded.cut), "left_out": str(encoded.left_out)})
-    unfinished.rename(path)
+    unfinished.replace(path)
 
 
 def load_encoded(path: Path) -> Encoded | None:
@@ -219,7 +220,8 @@ def collate_padded(examples: Sequence[EncodedExample], *, pad_id: int) -> dict[s
     for row, example in enumerate(examples):
         end = len(example.ids)
         input_ids[row, :end] = example.ids
-        following[row, example.prompt_length - 1 : end - 1] = example.ids[example.prompt_length :]
+        first = max(1, example.prompt_length)  # before the very first token there is no position that could learn it
+        following[row, first - 1 : end - 1] = example.ids[first:]
     kept = (following != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
     return _batch(input_ids, following[:, kept], kept)
 
@@ -235,7 +237,8 @@ def collate_packed(examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
     start = 0
     for example in examples:
         end = start + len(example.ids)
-        following[start + example.prompt_length - 1 : end - 1] = ids[start + example.prompt_length : end]
+        first = start + max(1, example.prompt_length)
+        following[first - 1 : end - 1] = ids[first:end]
         start = end
     kept = (following != IGNORE_INDEX).nonzero().squeeze(1)
     return _batch(ids[None], following[None, kept], kept) | {"position_ids": positions[None]}

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trainer.checkpoints import MANIFEST, SPARE_BYTES, Manifest, read_checkpoint, require_whole, writing_whole
+from trainer.checkpoints import MANIFEST, SPARE_BYTES, Manifest, read_checkpoint, require_loadable, require_space, writing_whole
+from trainer.config import SCRATCH_MODEL
 from trainer.errors import ConfigError, TrainerError
 from trainer.launch import Event, run_child
 from trainer.model_card import is_hub_name
@@ -29,6 +30,11 @@ GGUF_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 CARD = "README.md"
 
+NO_BASE = (
+    f"This adapter is of no use alone: its base, {SCRATCH_MODEL}, was made from random weights and is nowhere on disk. "
+    "Export the merged weights instead."
+)
+
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _FOR_A_STRANGERS_SCRIPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OMP_NUM_THREADS")
 
@@ -40,21 +46,27 @@ def export_merged(checkpoint: Path, out: Path, *, card: str, should_stop: Stop, 
     """The whole weights as a plain Hugging Face folder at `out`.
 
     A full checkpoint's files are linked, not copied, where the disk can: they take no space twice. An adapter is merged into its base
-    in fp32 and saved in the student's precision. Raises ConfigError for a damaged checkpoint, NoSpace, Cancelled, ChildDied.
+    in fp32 and saved in the student's precision; what that takes is asked for when the weights are known, before the first is written.
+    Raises ConfigError for a damaged checkpoint, NoSpace, Cancelled, ChildDied.
     """
     manifest = _whole(checkpoint, tell)
-    with writing_whole(out, needed=SPARE_BYTES) as folder:
+    with writing_whole(out, needed=SPARE_BYTES + _bytes_to_copy(checkpoint, manifest, out)) as folder:
         put_merged(checkpoint, manifest, folder, should_stop=should_stop, tell=tell)
         (folder / CARD).write_text(card, encoding="utf-8")
     return manifest
 
 
 def export_adapter(checkpoint: Path, out: Path, *, card: str, tell: Tell) -> Manifest:
-    """The adapter and its tokenizer at `out`, to be put on the base it names. Raises ConfigError where the checkpoint is no adapter."""
+    """The adapter and its tokenizer at `out`, to be put on the base it names.
+
+    Raises ConfigError where the checkpoint is no adapter, or one whose base nobody can get.
+    """
     manifest = _whole(checkpoint, tell)
     if manifest.method == "full":
         raise ConfigError("This checkpoint has no adapter: it was tuned whole. Export the merged weights instead.")
-    with writing_whole(out, needed=SPARE_BYTES) as folder:
+    if manifest.must_merge:
+        raise ConfigError(NO_BASE)
+    with writing_whole(out, needed=SPARE_BYTES + _bytes_to_copy(checkpoint, manifest, out)) as folder:
         link_files(checkpoint, manifest, folder)
         (folder / CARD).write_text(card, encoding="utf-8")
     return manifest
@@ -69,11 +81,13 @@ def export_gguf(checkpoint: Path, out: Path, *, name: str, stored_as: str, llama
     if stored_as not in GGUF_TYPES:
         raise ConfigError(f"There is no GGUF type {stored_as!r}. Choose one of: {', '.join(GGUF_TYPES)}.")
     manifest = _whole(checkpoint, tell)
-    with writing_whole(out, needed=SPARE_BYTES) as folder:
+    with writing_whole(out, needed=SPARE_BYTES + _bytes_to_copy(checkpoint, manifest, out)) as folder:
         plain = folder / "plain"
         plain.mkdir()
         try:
             put_merged(checkpoint, manifest, plain, should_stop=should_stop, tell=tell)
+            needed = sum(file.stat().st_size for file in plain.glob("*.safetensors")) * (2 if stored_as == "f32" else 1)
+            require_space(folder, needed, purpose="The GGUF")
             tell("converting to GGUF")
             file = folder / f"{name}-{stored_as}.gguf"
             arguments = [str(plain), "--outfile", str(file), "--outtype", stored_as]
@@ -97,6 +111,8 @@ def push(
     require_repo(repo)
     if not os.environ.get("HF_TOKEN"):
         raise ConfigError("No token for the Hub: set HF_TOKEN, with the right to write, for the worker of the gpu queue and restart it.")
+    if adapter_alone and read_checkpoint(checkpoint).must_merge:
+        raise ConfigError(NO_BASE)
     if adapter_alone and not is_hub_name(read_checkpoint(checkpoint).base):
         raise ConfigError("The base of this adapter is a folder of this machine, which nobody on the Hub has. Push the merged weights.")
     told: list[Event] = []
@@ -156,9 +172,17 @@ def link_files(checkpoint: Path, manifest: Manifest, folder: Path) -> None:
             shutil.copy2(checkpoint / name, target)
 
 
+def _bytes_to_copy(checkpoint: Path, manifest: Manifest, out: Path) -> int:
+    """What the files of a checkpoint take at `out`: nothing where they can be linked, or are merged by a child that asks for itself."""
+    there = next(folder for folder in out.parents if folder.exists())
+    if there.stat().st_dev == checkpoint.stat().st_dev or manifest.method != "full":
+        return 0
+    return sum((checkpoint / name).stat().st_size for name in manifest.files)
+
+
 def _whole(checkpoint: Path, tell: Tell) -> Manifest:
     tell("checking the files")
-    return require_whole(checkpoint)
+    return require_loadable(checkpoint)
 
 
 def _in_child(

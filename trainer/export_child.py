@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainer.checkpoints import is_full_disk
+from trainer.checkpoints import SPARE_BYTES, is_full_disk, require_space
 from trainer.child import Emit, public_name, read_lines, take_stdout, watch_parent
 from trainer.errors import ConfigError, NoSpace, TrainerError
 
@@ -54,7 +54,10 @@ def outcome(task: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 def merge(task: dict[str, Any], emit: Emit) -> None:
-    """The adapter merged into its base in fp32, where adding it loses least, and saved in the student's precision."""
+    """The adapter merged into its base in fp32, where adding it loses least, and saved in the student's precision.
+
+    Raises NoSpace before anything is written, OutOfMemory.
+    """
     import torch
 
     from trainer.config import stored_config
@@ -63,6 +66,8 @@ def merge(task: dict[str, Any], emit: Emit) -> None:
     config, checkpoint, out = stored_config(task["config"]), Path(task["checkpoint"]), Path(task["out"])
     with memory_errors("the merged student in fp32. Export the adapter alone, or merge on a machine with more memory."):
         model = load_model(config, checkpoint, dtype=torch.float32).to(dtype_of(config.student.precision))
+    weight_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    require_space(out, weight_bytes + SPARE_BYTES, purpose="The merged student")
     model.config.use_cache = True
     model.save_pretrained(out)
     load_tokenizer(config, checkpoint).save_pretrained(out)

@@ -16,6 +16,7 @@ from trainer.forecast_basis import (
     Known,
     accepted_share,
     calls_at_once,
+    is_as_measured,
     is_offline,
     most_per_s,
     of_iteration,
@@ -88,7 +89,7 @@ def _judgement_sentences(config: RunConfig, lines: Sequence[Line], known: Known)
     )
     unseen = [iteration for iteration in iterations if (iteration, Step.JUDGEMENTS) not in known.stored]
     stored = [of_iteration(OFFLINE_STORED_SHARES, iteration) for iteration in unseen]
-    if is_offline(config, "teacher") and any(stored):
+    if is_as_measured(config) and any(stored):
         yield f"{_shares(stored)} of an iteration's judgements were asked for in an earlier one and come from the store: {MEASURED}."
 
 

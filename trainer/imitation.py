@@ -20,8 +20,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,13 +28,12 @@ from typing import Any
 
 import torch
 
-from trainer.accelerated import device_batch_of
+from trainer.accelerated import device_batch_of, processes_of
 from trainer.checkpoints import (
     SPARE_BYTES,
     Manifest,
     find_checkpoint,
     full_disk_errors,
-    read_checkpoint,
     require_space,
     require_whole,
     write_checkpoint,
@@ -72,7 +70,17 @@ from trainer.records import Example, Remark, TuningNews
 from trainer.roles import CheckpointInfo
 from trainer.seeds import derive_seed
 from trainer.speaker import never
-from trainer.tuning import KEPT_SAVES, Tuning, gathered_state, last_whole_save, let_cpus_shard, save_step, training_arguments, world
+from trainer.together import decided_by_first, gathered_state, is_first, let_cpus_shard, main_process_first, world
+from trainer.tuning import (
+    KEPT_SAVES,
+    Tuning,
+    is_sharded,
+    last_whole_save,
+    save_step,
+    saves_in,
+    sync_folder,
+    training_arguments,
+)
 
 log = logging.getLogger(__name__)
 
@@ -117,93 +125,130 @@ def imitate(
     use_saved: make that save the checkpoint instead of tuning on.
     Raises ConfigError, LossDiverged, DataWorkerDied, OutOfMemory, NoSpace, and Cancelled after a resumable save.
     """
-    if start and find_checkpoint(start):
-        require_whole(start)
     work = Work(
         config=config,
         examples=sorted(examples, key=lambda example: example.instruction.key),
         iteration=iteration,
         start=start,
-        parent=find_checkpoint(start) if start else None,
+        parent=decided_by_first(lambda: _whole_parent(start)),
         final=folder / f"iteration-{iteration}",
         saves=folder / f".iteration-{iteration}.work",
     )
-    finished = find_checkpoint(work.final)
-    if finished is not None and finished.work == work.fingerprint:
-        return finished.info(work.final)
-    with full_disk_errors(folder), main_process_first():
-        _prepare_saves(work, use_saved=use_saved)
+    with full_disk_errors(folder):
+        finished = decided_by_first(lambda: _begin(work, use_saved=use_saved))
+    if finished is not None:
+        return finished
     if use_saved:
         return promote_save(work)
     check_precision(config.student.precision, device())
     check_method(config.student.method)
-    return _tune(work, tell if world()[0] == 0 else _tell_nobody, should_stop)
+    return _tune(work, tell if is_first() else _tell_nobody, should_stop)
 
 
-def _tune(work: Work, tell: Callable[[TuningNews], None], should_stop: Callable[[], bool]) -> CheckpointInfo:
-    config = work.config
-    rank, processes = world()
-    tokenizer = load_tokenizer(config, work.start)
-    model = load_trainable(config, work.start, iteration=work.iteration)
-    require_length(config, context_of(model))
-    encoded = _encoded(work, tokenizer)
-    packed, batch = is_packed(config, model), device_batch_of(config, processes)
-    steps = step_count(config, len(encoded.examples), iteration=work.iteration)
-    lengths = [len(example.ids) for example in encoded.examples]
-    arrange = partial(evened, size=batch) if packed else by_length
-    order = plan_order(lengths, steps=steps, config=config, iteration=work.iteration, arrange=arrange)
-    weights, moments = bytes_to_save(model)
-    # A sharded save holds the weights twice: in shards to go on from, and whole to be used as they are.
-    save_bytes = weights + moments + (weights if config.imitation.sharding == "full" else 0)
-    if rank == 0:
-        _tell_beforehand(work, tell, tokenizer, model, encoded, order, steps=steps)
-        needed = weights + (KEPT_SAVES + 1) * save_bytes + SPARE_BYTES - _bytes_below(work.saves)
-        require_space(work.final.parent, needed, purpose="Tuning with its resumable saves and a checkpoint")
+def _whole_parent(start: Path | None) -> Manifest | None:
+    """The manifest of what the tuning starts from, None where that is no checkpoint. Raises ConfigError where it is damaged."""
+    return require_whole(start) if start and find_checkpoint(start) else None
 
-    with main_process_first():
-        save = _save_to_go_on_from(work, tell)
-    if config.imitation.sharding == "full" and device().type == "cpu":
-        let_cpus_shard()
-    tuning = Tuning(
-        model=model,
-        arguments=training_arguments(config, work.saves, steps=steps, iteration=work.iteration, device_batch=batch, processes=processes),
-        examples=PlannedExamples(encoded.examples, order),
-        pad_id=pad_id_of(tokenizer),
-        packed=packed,
-        tell=tell,
-        should_stop=should_stop,
-        save_bytes=save_bytes,
-    )
-    with memory_errors(memory_advice(config, batch)):
-        tuning.train(resume_from_checkpoint=str(save) if save else None)
-    step = tuning.state.global_step
-    if step < steps:
-        raise Cancelled(
-            f"Stopped at step {step:,} of {steps:,}. A save of step {step:,} is kept: resume goes on from it, or use it as it is."
-        )
-    losses = [entry["loss"] for entry in tuning.state.log_history if "loss" in entry]
-    state = gathered_state(tuning.model) if tuning.is_fsdp_enabled else None
-    with main_process_first():  # the others wait for the checkpoint to be there
-        if rank == 0:
-            _write(work, tuning.accelerator.unwrap_model(tuning.model), tokenizer, step=steps, losses=losses, state=state)
-    return read_checkpoint(work.final).info(work.final)
+
+def _begin(work: Work, *, use_saved: bool) -> CheckpointInfo | None:
+    """The checkpoint of this very work where it is there already; else None, and the folder of the saves is ready."""
+    found = find_checkpoint(work.final)
+    if found is not None and found.work == work.fingerprint:
+        return found.info(work.final)
+    _prepare_saves(work, use_saved=use_saved)
+    return None
 
 
 def _tell_nobody(news: TuningNews) -> None:
     """What every process but the first tells."""
 
 
-@contextmanager
-def main_process_first() -> Iterator[None]:
-    """Where several processes tune together: the first goes through the block before the others do."""
-    if world()[1] == 1:
-        yield
-        return
-    from accelerate import PartialState
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How an imitation is gone about: the model and its texts, in which order, in which pieces, in how many steps."""
 
-    cpu = device().type == "cpu"
-    with PartialState(cpu=cpu, **({"backend": "gloo"} if cpu else {})).main_process_first():
-        yield
+    tokenizer: Any
+    model: Any
+    encoded: Encoded
+    order: list[int]
+    steps: int
+    packed: bool
+    device_batch: int
+    save_bytes: int
+
+
+def _tune(work: Work, tell: Callable[[TuningNews], None], should_stop: Callable[[], bool]) -> CheckpointInfo:
+    """Plan, tell what it will take, tune from the last save or the beginning, and write the checkpoint."""
+    plan = _plan(work)
+    if is_first():
+        _tell_beforehand(work, tell, plan)
+        _require_space(work, plan)
+    tuning = _tuning(work, plan, tell, should_stop)
+    save = decided_by_first(lambda: _save_to_go_on_from(work, tell, sharded=tuning.is_fsdp_enabled))
+    with memory_errors(memory_advice(work.config, plan.device_batch)):
+        tuning.train(resume_from_checkpoint=str(save) if save else None)
+    step, steps = tuning.state.global_step, plan.steps
+    if step < steps:
+        raise Cancelled(
+            f"Stopped at step {step:,} of {steps:,}. A save of step {step:,} is kept: resume goes on from it, or use it as it is."
+        )
+    return _write_together(work, plan, tuning)
+
+
+def _plan(work: Work) -> Plan:
+    config = work.config
+    tokenizer = load_tokenizer(config, work.start)
+    model = load_trainable(config, work.start, iteration=work.iteration)
+    require_length(config, context_of(model))
+    encoded = _encoded(work, tokenizer)
+    packed, batch = is_packed(config, model), device_batch_of(config, world()[1])
+    steps = step_count(config, len(encoded.examples), iteration=work.iteration)
+    lengths = [len(example.ids) for example in encoded.examples]
+    arrange = partial(evened, size=batch) if packed else by_length
+    weights, moments = bytes_to_save(model)
+    return Plan(
+        tokenizer=tokenizer,
+        model=model,
+        encoded=encoded,
+        order=plan_order(lengths, steps=steps, config=config, iteration=work.iteration, arrange=arrange),
+        steps=steps,
+        packed=packed,
+        device_batch=batch,
+        # A sharded save holds the weights twice: in shards to go on from, and whole to be used as they are.
+        save_bytes=weights + moments + (weights if processes_of(config)[1] else 0),
+    )
+
+
+def _require_space(work: Work, plan: Plan) -> None:
+    needed = bytes_to_save(plan.model)[0] + (KEPT_SAVES + 1) * plan.save_bytes + SPARE_BYTES - _bytes_below(work.saves)
+    require_space(work.final.parent, needed, purpose="Tuning with its resumable saves and a checkpoint")
+
+
+def _tuning(work: Work, plan: Plan, tell: Callable[[TuningNews], None], should_stop: Callable[[], bool]) -> Tuning:
+    """The loop of the library, ready to go."""
+    config = work.config
+    if processes_of(config)[1] and device().type == "cpu":
+        let_cpus_shard()
+    return Tuning(
+        model=plan.model,
+        arguments=training_arguments(
+            config, work.saves, steps=plan.steps, iteration=work.iteration, device_batch=plan.device_batch, processes=world()[1]
+        ),
+        examples=PlannedExamples(plan.encoded.examples, plan.order),
+        pad_id=pad_id_of(plan.tokenizer),
+        packed=plan.packed,
+        tell=tell,
+        should_stop=should_stop,
+        save_bytes=plan.save_bytes,
+    )
+
+
+def _write_together(work: Work, plan: Plan, tuning: Tuning) -> CheckpointInfo:
+    """The checkpoint, written by the first process while the others wait."""
+    losses = [entry["loss"] for entry in tuning.state.log_history if "loss" in entry]
+    state = gathered_state(tuning.model) if tuning.is_fsdp_enabled else None
+    model = tuning.accelerator.unwrap_model(tuning.model)
+    return decided_by_first(lambda: _write(work, model, plan.tokenizer, step=plan.steps, losses=losses, state=state))
 
 
 def _encoded(work: Work, tokenizer: Any) -> Encoded:
@@ -219,13 +264,11 @@ def _encoded(work: Work, tokenizer: Any) -> Encoded:
     return encoded
 
 
-def _tell_beforehand(
-    work: Work, tell: Callable[[TuningNews], None], tokenizer: Any, model: Any, encoded: Encoded, order: Sequence[int], *, steps: int
-) -> None:
+def _tell_beforehand(work: Work, tell: Callable[[TuningNews], None], plan: Plan) -> None:
     """What the tuning will take, its first batch to be read, and what was cut or left out."""
-    settings = work.config.imitation
-    tell(preflight(work.config, model, encoded, order, steps=steps, folder=work.final.parent))
-    tell(show_batch(tokenizer, work.examples, encoded, order, batch_size=settings.batch_size))
+    settings, encoded = work.config.imitation, plan.encoded
+    tell(preflight(work.config, plan.model, encoded, plan.order, steps=plan.steps, folder=work.final.parent))
+    tell(show_batch(plan.tokenizer, work.examples, encoded, plan.order, batch_size=settings.batch_size))
     total = len(work.examples)
     if encoded.cut:
         tell(
@@ -331,22 +374,34 @@ def _prepare_saves(work: Work, *, use_saved: bool) -> None:
     note = work.saves / "fingerprint"
     if not note.is_file() or note.read_text() != work.fingerprint:
         if use_saved:
-            raise ConfigError(
-                "There is no whole save to use: none was written, or the examples or settings are others by now. Resume instead."
-            )
+            raise ConfigError(NO_SAVE)
         shutil.rmtree(work.saves, ignore_errors=True)
         work.saves.mkdir(parents=True)
         note.write_text(work.fingerprint)
 
 
-def _save_to_go_on_from(work: Work, tell: Callable[[TuningNews], None]) -> Path | None:
-    """The last whole save, or None to begin at the beginning; damaged ones are told and let go."""
+def _save_to_go_on_from(work: Work, tell: Callable[[TuningNews], None], *, sharded: bool) -> Path | None:
+    """The last whole save, or None to begin at the beginning; damaged ones are told and let go, and those of another sharding.
+
+    A save's moments are whole or in shards as the processes held them, and only their like can read them back.
+    """
+    others = [save for save in saves_in(work.saves) if is_sharded(save) != sharded]
+    if others:
+        was, now = ("by sharding", "without it") if is_sharded(others[-1]) else ("without sharding", "with it")
+        last = save_step(others[-1])
+        tell(Remark(text=f"The save of step {last} was written {was} and this tuning goes on {now}, so it begins at the beginning."))
+        _let_go(others)
     save, damaged = last_whole_save(work.saves)
     for broken in damaged:
         before = f"step {save_step(save)}" if save else "the beginning"
         tell(Remark(text=f"The save of step {save_step(broken)} is damaged: its files are not what was written. Going on from {before}."))
-        shutil.rmtree(broken, ignore_errors=True)
+    _let_go(damaged)
     return save
+
+
+def _let_go(saves: Sequence[Path]) -> None:
+    for save in saves:
+        shutil.rmtree(save, ignore_errors=True)
 
 
 def promote_save(work: Work) -> CheckpointInfo:
@@ -397,6 +452,7 @@ def _write(
         tokenizer.save_pretrained(path)
 
     written = write_checkpoint(work.final, manifest, save, weight_bytes=bytes_to_save(model)[0])
+    sync_folder(work.final.parent)
     shutil.rmtree(work.saves, ignore_errors=True)
     return written.info(work.final)
 

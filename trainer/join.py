@@ -2,6 +2,7 @@
 
 FOLDER is the data folder that all machines share. Whenever the worker starts an imitation there, its launcher waits for as many machines
 as its accelerate config says; this command starts the same launcher here, with FILE, whose `machine_rank` is this machine's.
+A task that somebody is at shows it by the time of its file, which moves twice a second; one that a crash left behind does not.
 """
 
 from __future__ import annotations
@@ -43,19 +44,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def new_tasks(folder: Path) -> Iterator[Path]:
-    """Every task that appears below the folder from now on, once."""
-    seen: set[Path] = set(find_tasks(folder))
+    """Every task below the folder that somebody is at, once: those that wait already, and those that come."""
+    seen: dict[Path, int] = {}
+    taken: set[Path] = set()
     while True:
         for task in find_tasks(folder):
-            if task not in seen:
-                seen.add(task)
+            shown = life_of(task)
+            # Two looks at the file's own time: no clock of another machine is compared with ours.
+            if task not in taken and shown and shown != seen.setdefault(task, shown):
+                taken.add(task)
                 yield task
         time.sleep(LOOK_EVERY_S)
 
 
+def life_of(task: Path) -> int:
+    """When a task last showed that somebody is at it, in ns of the file system's clock; 0 where it is gone."""
+    try:
+        return task.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def find_tasks(folder: Path) -> list[Path]:
-    """Tasks of imitations that are under way: they lie beside the checkpoints of their run."""
-    return sorted(folder.glob(f"**/checkpoints/{TASK_PREFIX}*/task.json"))
+    """Tasks of imitations beside the checkpoints of their run: of a data folder's runs, or of a run's own folder."""
+    return sorted(task for runs in ("runs/*/", "") for task in folder.glob(f"{runs}checkpoints/{TASK_PREFIX}*/task.json"))
 
 
 def tune_along(task: Path, config_file: Path) -> int:

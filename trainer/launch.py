@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,10 @@ POLL_S = 0.5
 """How often should_stop is asked."""
 
 LAST_LINES = 15
-"""How much of the child's stderr goes into the message of a ChildDied."""
+"""How much of the child's own stderr goes into the message of a ChildDied."""
+
+KEPT_LINES = 300
+"""How much of all stderr is kept to find those lines in: a launcher writes a page of its own when a process of its ends."""
 
 TASK_PREFIX = ".task-"
 """How the folders begin in which tasks lie while they are done."""
@@ -37,7 +41,11 @@ ENDINGS = ("finished", "failed", "stopped")
 
 Event = dict[str, Any]
 
-_KILLED = re.compile(r"Signals\.SIGKILL|exitcode\s*: -9\b")
+_SIGNAL = re.compile(r"died with <Signals\.\w+: (\d+)>|failed \(exitcode: -(\d+)\)")  # a launcher's words for how a process ended
+_TRACEBACK = "Traceback (most recent call last):"
+_OF_THE_LAUNCHER = re.compile(r"accelerate[/\\]commands[/\\]launch\.py")
+_SUMMARY = "ChildFailedError:"  # after it the launcher has but a table of exit codes
+_NOTES = re.compile(r"[WEI]\d{4} [\d:.]+ .*torch[/\\]distributed|The following values were not passed|\t+`--|To avoid this warning")
 
 
 def run_child(
@@ -63,18 +71,19 @@ def run_child(
     with tempfile.TemporaryDirectory(prefix=TASK_PREFIX, dir=shared) as folder:
         path = Path(folder) / "task.json"
         write_json(path, task)
-        _run([*launcher, "-m", module, str(path)], on_event, should_stop, environment)
+        _run([*launcher, "-m", module, str(path)], path, on_event, should_stop, environment)
 
 
 def _run(
     arguments: Sequence[str],
+    task: Path,
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
     environment: Mapping[str, str] | None,
 ) -> None:
     child = _start(arguments, environment)
     events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-    last_lines: deque[str] = deque(maxlen=LAST_LINES)
+    last_lines: deque[str] = deque(maxlen=KEPT_LINES)
     assert child.stdin
     assert child.stdout
     assert child.stderr
@@ -86,7 +95,7 @@ def _run(
         for reader in readers:
             reader.start()
         on_event({"event": "started", "pid": child.pid})
-        ending = _relay(child.stdin, events, on_event, should_stop)
+        ending = _relay(child.stdin, events, on_event, should_stop, task)
     finally:
         _end(child)
     if ending is None:
@@ -133,14 +142,19 @@ def _read_errors(stream: IO[str], last_lines: deque[str]) -> None:
 
 
 def _relay(
-    stdin: IO[str], events: queue.SimpleQueue[Event | None], on_event: Callable[[Event], None], should_stop: Callable[[], bool]
+    stdin: IO[str],
+    events: queue.SimpleQueue[Event | None],
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+    task: Path,
 ) -> Event | None:
-    """Pass events on until the child's last; gives that one, or None when there is none."""
+    """Pass events on until the child's last; gives that one, or None when there is none. Meanwhile the task shows signs of life."""
     stopping, next_poll = False, time.monotonic()
     while True:
-        if not stopping and time.monotonic() >= next_poll:
+        if time.monotonic() >= next_poll:
             next_poll = time.monotonic() + POLL_S
-            if should_stop():
+            show_life(task)
+            if not stopping and should_stop():
                 stopping = True
                 _send(stdin, "stop")
         try:
@@ -174,12 +188,51 @@ def _end(child: subprocess.Popen[str]) -> None:
         child.wait()
 
 
-def _last_words(returncode: int, last_lines: deque[str]) -> str:
+def show_life(task: Path) -> None:
+    """Give a task's file the time of now, by which other machines know that somebody is at it (`trainer.join`)."""
+    with suppress(OSError):
+        os.utime(task)
+
+
+def _last_words(returncode: int, last_lines: Sequence[str]) -> str:
+    """How the child ended, what to do, and of what it wrote that which may help; all of it goes to the log."""
     told = "\n".join(last_lines)
-    number = -returncode if returncode < 0 else signal.SIGKILL if _KILLED.search(told) else 0  # by what a launcher says
+    log.info("The process that held the student ended. Its last lines:\n%s", told)
+    found = _SIGNAL.search(told)
+    number = -returncode if returncode < 0 else int(found[1] or found[2]) if found else 0
+    if number == signal.SIGKILL:  # comes from outside: nothing the process wrote can say why
+        return (
+            "The process that held the student was killed by SIGKILL. "
+            "If nobody did that, memory ran out: choose a smaller batch or student."
+        )
     how = f"was killed by {signal.Signals(number).name}" if number else f"ended with status {returncode}"
-    advice = "If nobody did that, memory ran out: choose a smaller batch or student." if number == signal.SIGKILL else ""
-    return " ".join(filter(None, (f"The process that held the student {how}.", advice))) + (f" Its last lines:\n{told}" if told else "")
+    ours = "\n".join(own_lines(last_lines)[-LAST_LINES:])
+    return f"The process that held the student {how}." + (f" Its last lines:\n{ours}" if ours else "")
+
+
+def own_lines(lines: Sequence[str]) -> list[str]:
+    """What the process that held the student wrote itself, without what its launcher says of its end."""
+    kept: list[str] = []
+    block: list[str] = []  # a traceback under way
+
+    def end_block() -> None:
+        if not any(_OF_THE_LAUNCHER.search(line) for line in block):
+            kept.extend(block)
+        block.clear()
+
+    for line in lines:
+        if line.startswith(_TRACEBACK):
+            end_block()
+        if block or line.startswith(_TRACEBACK):
+            block.append(line)
+            if len(block) > 1 and not line.startswith(" "):
+                end_block()
+        elif not _NOTES.match(line):
+            kept.append(line)
+        if _SUMMARY in line:
+            break
+    end_block()
+    return kept
 
 
 def _raise_for(ending: Event) -> None:

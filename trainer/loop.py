@@ -142,6 +142,10 @@ def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int)
     if any(i.key not in done for i in pool):
         student = desk.student(iteration=iteration, start=_checkpoint(book, iteration - 1))
         student.respond(pool, done=done, keep=lambda responses: book.keep_student_responses(iteration, responses))
+        responses, longest = book.student_responses(iteration).values(), config.respond.max_new_tokens
+        cut = sum(response.tokens >= longest for response in responses)
+        if cut:
+            desk.note(f"{cut} of {len(responses)} responses of the student were cut at respond.max_new_tokens, {longest:,}.")
 
 
 def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:

@@ -42,9 +42,14 @@ class _ResponseLoss(torch.autograd.Function):
             slope.scatter_add_(1, index, slope.new_full(index.shape, -1.0))
             gradient[at : at + rows] = slope.mul_(learnt[:, None])
         ctx.save_for_backward(gradient)
+        ctx.rows = rows
         return total
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        """The factor stays in fp32: rounded to the logits' type it would be off by the same part for every token."""
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outputs[0].to(gradient.dtype)), None
+        factor = outputs[0].float()
+        for piece in gradient.split(ctx.rows):
+            piece.copy_(piece.float() * factor)
+        return gradient, None

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.checkpoints import find_checkpoint
+from trainer.checkpoints import MEND_CHECKPOINT, find_checkpoint
 from trainer.config import SCRATCH_MODEL, RunConfig
 from trainer.errors import ConfigError, OutOfMemory
 from trainer.seeds import derive_seed
@@ -30,7 +30,10 @@ SCRATCH_CHAT = "{{ bos_token }}{% for message in messages %}{{ message['content'
 SOURCES_VARIABLE = "LIONWEB_STUDENT_SOURCES"
 """Environment variable with the sources students may come from, as patterns of Hub names and folders with spaces between; empty: any."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx")
 _NO_MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -71,7 +74,7 @@ def load_tokenizer(config: RunConfig, start: Path | None) -> Any:
     name, revision = (str(start), "") if start else (config.student.model, config.student.revision)
     if start is None:
         require_name(name)
-    with loading_errors(name):
+    with loading_errors(name, is_checkpoint=start is not None):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_at(revision))
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"The tokenizer of {name} has no end token, so the student could not learn to stop. Choose another student.")
@@ -101,7 +104,7 @@ def load_model(config: RunConfig, start: Path | None, *, dtype: torch.dtype, tra
 
     base = load_base(config, manifest.base, manifest.revision, dtype=dtype)
     tuned_further = trainable and config.student.method != "full"
-    with loading_errors(str(start)):
+    with loading_errors(str(start), is_checkpoint=True):
         model = PeftModel.from_pretrained(base, str(start), is_trainable=tuned_further)
     return model if tuned_further else model.merge_and_unload()
 
@@ -123,7 +126,7 @@ def load_quantized(config: RunConfig, start: Path | None) -> Any:
         name, revision = (str(start), "") if start else (config.student.model, config.student.revision)
         return prepare(load_base(config, name, revision, dtype=compute, **options), use_gradient_checkpointing=False)
     base = prepare(load_base(config, manifest.base, manifest.revision, dtype=compute, **options), use_gradient_checkpointing=False)
-    with loading_errors(str(start)):
+    with loading_errors(str(start), is_checkpoint=True):
         return PeftModel.from_pretrained(base, str(start), is_trainable=True)
 
 
@@ -155,11 +158,13 @@ def load_base(config: RunConfig, name: str, revision: str, *, dtype: torch.dtype
     """A whole model by name: scratch-llama, a local folder or a Hub name. Safetensors only, and no code from the Hub."""
     if name == SCRATCH_MODEL:
         return scratch_llama(config).to(dtype)
-    if name == config.student.model:  # anything else is a checkpoint of ours
+    is_checkpoint = name != config.student.model  # of ours, or what an adapter of ours names as its base
+    if not is_checkpoint:
         require_name(name)
+        require_own_weights(name, revision)
     from transformers import AutoModelForCausalLM
 
-    with loading_errors(name):
+    with loading_errors(name, is_checkpoint=is_checkpoint and Path(name).is_dir()):
         return AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **_at(revision), **options
         )
@@ -181,13 +186,36 @@ def empty_model(config: RunConfig) -> Any:
 
 
 def require_name(name: str) -> None:
-    """Raise ConfigError unless it is a folder that is there or a name the Hub could know, from a source that is allowed."""
+    """Raise ConfigError unless it is a folder that holds a model or a name the Hub could know, from a source that is allowed."""
     if not Path(name).is_dir() and not _HUB_NAME.fullmatch(name):
         raise _no_student(name, "no such folder")
     allowed = os.environ.get(SOURCES_VARIABLE, "").split()
     if allowed and not any(fnmatchcase(_source_of(name), pattern) for pattern in allowed):
         text = f"Students from {name!r} are not allowed on this worker. {SOURCES_VARIABLE} allows: {', '.join(allowed)}."
         raise ConfigError(text, fields={"student.model": text})
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise _only_an_adapter(name)
+        text = f"The folder {name} holds no model (no config.json). Set student.model to one that does, a Hub name or {SCRATCH_MODEL}."
+        raise ConfigError(text, fields={"student.model": text})
+
+
+def require_own_weights(name: str, revision: str) -> None:
+    """Raise ConfigError where the Hub has an adapter by this name: the library would load the base that it names, allowed or not."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if Path(name).is_dir():  # looked at by `require_name`; with a config.json the library takes the folder's own weights
+        return
+    with loading_errors(name):
+        found = find_adapter_config_file(name, revision=revision or None)
+    if found:
+        raise _only_an_adapter(name)
+
+
+def _only_an_adapter(name: str) -> ConfigError:
+    text = f"{name} is an adapter and no whole model. Merge it into its base and name that: a checkpoint's page exports merged weights."
+    return ConfigError(text, fields={"student.model": text})
 
 
 def _source_of(name: str) -> str:
@@ -228,8 +256,11 @@ def _no_student(name: str, reason: str) -> ConfigError:
 
 
 @contextmanager
-def loading_errors(name: str) -> Iterator[None]:
-    """Turn what the libraries say of a missing, refused or unsafe model into one sentence for whoever set up the run."""
+def loading_errors(name: str, *, is_checkpoint: bool = False) -> Iterator[None]:
+    """Turn what the libraries say of a missing, refused or unsafe model into one sentence for whoever set up the run.
+
+    is_checkpoint: the name is the folder of a checkpoint of ours, which nobody chose by a setting.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -238,7 +269,10 @@ def loading_errors(name: str) -> Iterator[None]:
         if "connect" in str(error).lower() and not Path(name).exists():
             text = f"The Hub could not be reached for {name!r}, and this worker has no copy. Mend its network, or name a local folder."
             raise ConfigError(text, fields={"student.model": text}) from error
-        raise _no_student(name, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if is_checkpoint:
+            raise ConfigError(f"The checkpoint {name} cannot be loaded ({reason}). {MEND_CHECKPOINT}") from error
+        raise _no_student(name, reason) from error
 
 
 @contextmanager
@@ -257,8 +291,9 @@ def memory_errors(what: str) -> Iterator[None]:
 
 
 def context_of(model: Any) -> int:
-    """How many tokens the model reads and writes in all."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 2**31 - 1)
+    """How many tokens the model reads and writes in all; whatever memory holds where its config names no limit."""
+    config = model.config.get_text_config()
+    return next((int(known) for name in _CONTEXT_NAMES if (known := getattr(config, name, None))), 2**31 - 1)
 
 
 def pad_id_of(tokenizer: Any) -> int:

@@ -1,7 +1,8 @@
 """What an imitation will take, said before its first step: memory by its parts, disk, steps and time.
 
-Weights, gradients and the optimizer's moments are counted; activations and time are estimates, and called so. What is counted and
-does not fit ends the stage here; where only the estimate says so, a sentence warns.
+Weights, gradients and the optimizer's moments are counted; activations and time are estimates, and called so. Among the activations is
+what has no name of its own: without a card the libraries' own memory, and with half precision the copies it computes with. What is
+counted and does not fit ends the stage here; where only the estimate says so, a sentence warns.
 """
 
 from __future__ import annotations
@@ -29,6 +30,18 @@ TIGHT = 0.9
 
 EFFICIENCY = 0.4
 """Share of the device's speed at large matrix products that training reaches; between 0.3 and 0.5 where it was measured."""
+
+LAYER_S = 0.003
+"""Seconds that a layer costs in one step forth and back with next to nothing to do."""
+
+OPTIMIZER_BYTES, CPU_BYTES_PER_S = 28, 5e9
+"""Bytes that an AdamW step reads and writes for each parameter, and how many a CPU's memory moves in a second."""
+
+BYTES_IN_4_BITS = 0.56
+"""Bytes of a parameter in 4 bits with its share of the scales."""
+
+LATER_LIBRARIES = 60 * 2**20
+"""What the first step itself loads and keeps, in bytes, on a CPU."""
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -79,7 +92,7 @@ def preflight(config: RunConfig, model: Any, encoded: Encoded, order: Sequence[i
         steps=steps,
         response_tokens=sum(learnt),
         device_tokens=sum(padded),
-        seconds=_seconds(config, model, sum(padded), processes),
+        seconds=_seconds(config, model, tokens=sum(padded), batches=len(groups), steps=steps, trainable=trainable) / processes,
         activations=activation_bytes(config, model, tokens=max(padded), scored=scored),
     )
 
@@ -97,8 +110,7 @@ def _sized(config: RunConfig, model: Any, *, trainable: int, folder: Path, activ
     parameters = _count(model)
     processes, sharded = processes_of(config)
     shards = processes if sharded else 1
-    frozen = parameters - trainable if config.student.method != "full" else 0
-    weights = (4 * trainable + int(_bytes_each(config) * frozen)) // shards
+    weights = weight_bytes(config, model, trainable) // shards
     found = {
         "model": config.student.model,
         "method": config.student.method,
@@ -110,7 +122,8 @@ def _sized(config: RunConfig, model: Any, *, trainable: int, folder: Path, activ
         "weights": weights,
         "gradients": 4 * trainable // shards,
         "optimizer": 8 * trainable // shards,
-        "activations": activations,
+        "activations": activations + copy_bytes(config, trainable) // shards,
+        "libraries": library_bytes(model),
         "memory": device_memory(processes),
         "disk_needed": disk_bytes(config, trainable),
         "disk_free": free_bytes(folder),
@@ -150,49 +163,99 @@ def trainable_parameters(config: RunConfig, model: Any) -> int:
     """How many parameters are tuned: all, or those of an adapter on every linear layer but the output's."""
     if config.student.method == "full":
         return _count(model)
+    return sum(config.student.lora_rank * (taken + given) for taken, given in _linear_sizes(model))
+
+
+def _linear_sizes(model: Any) -> list[tuple[int, int]]:
+    """Features that every linear layer takes and gives, but for the output's and those of an adapter."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
-    return sum(config.student.lora_rank * (module.in_features + module.out_features) for module in linear)
+    layers = [module for name, module in model.named_modules() if "lora_" not in name and module is not head]
+    linear = [(module.in_features, module.out_features) for module in layers if isinstance(module, torch.nn.Linear)]
+    return linear + [(module.nx, module.nf) for module in layers if isinstance(module, Conv1D)]
 
 
 def _count(model: Any) -> int:
-    return sum(int(parameter.numel()) for parameter in model.parameters())
+    return sum(_numbers(parameter) for parameter in model.parameters())
 
 
-def _bytes_each(config: RunConfig) -> float:
-    """Bytes of a frozen parameter: in the run's precision, or 4 bits and its share of the scales."""
-    return 0.56 if config.student.method == "qlora" else dtype_of(config.student.precision).itemsize
+def _numbers(parameter: Any) -> int:
+    """How many numbers a parameter holds: in 4 bits there are two to a byte."""
+    return int(parameter.numel()) * (2 if "uint8" in str(parameter.dtype) else 1)
+
+
+def weight_bytes(config: RunConfig, model: Any, trainable: int) -> int:
+    """What is tuned in fp32, and what is frozen in the run's precision; or in 4 bits and their scales, and what is not linear in fp32."""
+    if config.student.method == "full":
+        return 4 * trainable
+    frozen = {name: _numbers(p) for name, p in model.named_parameters() if "lora_" not in name}
+    if config.student.method == "lora":
+        return 4 * trainable + dtype_of(config.student.precision).itemsize * sum(frozen.values())
+    linear = sum(size for name, size in frozen.items() if _is_in_linear(model, name))
+    return 4 * trainable + int(BYTES_IN_4_BITS * linear) + 4 * (sum(frozen.values()) - linear)
+
+
+def _is_in_linear(model: Any, name: str) -> bool:
+    """Whether a parameter is the weight of a layer that is held in 4 bits."""
+    import torch
+
+    path, _, kind = name.rpartition(".")
+    layer = model.get_submodule(path)
+    return kind == "weight" and isinstance(layer, torch.nn.Linear) and layer is not model.get_output_embeddings()
+
+
+def copy_bytes(config: RunConfig, trainable: int) -> int:
+    """What is tuned in fp32 is computed with in half precision: a copy of it stays from the forward pass to the backward."""
+    return 0 if config.student.precision == "fp32" else 2 * trainable
+
+
+def library_bytes(model: Any) -> int:
+    """What this process takes on the CPU without the model; 0 where the student goes to a card, whose own share is not counted."""
+    if device().type != "cpu":
+        return 0
+    loaded = sum(int(p.numel() * p.element_size()) for p in model.parameters() if p.device.type == "cpu")
+    return max(int(psutil.Process().memory_info().rss) - loaded, 0) + LATER_LIBRARIES
 
 
 def disk_bytes(config: RunConfig, trainable: int) -> int:
     """A checkpoint for each iteration, and saves of weights and both moments in fp32: two that are kept, a third while it is written."""
-    save = (16 if config.imitation.sharding == "full" else 12) * trainable + SPARE_BYTES
+    save = (16 if processes_of(config)[1] else 12) * trainable + SPARE_BYTES
     return (config.loop.iterations + 1) * (4 * trainable + SPARE_BYTES) + 3 * save
 
 
 def activation_bytes(config: RunConfig, model: Any, *, tokens: int, scored: int) -> int:
     """An estimate of what the widest device batch leaves for the backward pass.
 
-    A layer of a Llama keeps about 13 vectors of the hidden size and 4 of the feed-forward size for each token; with checkpointing one
-    vector, and one layer in full. Then the scores of `scored` positions: themselves, and their gradient.
+    A layer of a Llama keeps about 13 vectors of the hidden size and 4 of the feed-forward size for each token. In half precision those of
+    the feed-forward size take 2 bytes a number, the others as much as 9 in fp32: norms and the sum of all layers stay in it. An adapter
+    keeps what its layers take once more, and what is left of that by its dropout. The layer under way in the backward pass holds as much
+    again. With checkpointing a layer keeps one vector. Then the scores of `scored` positions and their gradient, in fp32.
     """
     shape = model.config
     hidden = getattr(shape, "hidden_size", 0)
     inner = getattr(shape, "intermediate_size", None) or 4 * hidden
     layers = getattr(shape, "num_hidden_layers", 0)
-    each = 2 if config.student.precision != "fp32" else 4
-    in_full = each * (13 * hidden + 4 * inner)
-    per_token = each * hidden * layers + in_full if config.imitation.gradient_checkpointing else layers * in_full
-    return tokens * per_token + scored * getattr(shape, "vocab_size", 0) * 2 * each
+    half = config.student.precision != "fp32"
+    in_full = 36 * hidden + 8 * inner if half else 52 * hidden + 16 * inner
+    if config.student.method != "full":
+        in_full += 4 * (6 * hidden + inner)
+    kept = (4 * hidden * layers + in_full) if config.imitation.gradient_checkpointing else layers * in_full
+    return tokens * (kept + in_full) + scored * getattr(shape, "vocab_size", 0) * 8
 
 
-def _seconds(config: RunConfig, model: Any, tokens: int, processes: int) -> float:
-    """About how long: 6 operations a parameter and token (4 where the base is frozen, 2 more with checkpointing), at EFFICIENCY."""
-    parameters = _count(model)
+def _seconds(config: RunConfig, model: Any, *, tokens: int, batches: int, steps: int, trainable: int) -> float:
+    """About how long one process would take.
+
+    6 operations a parameter and token (4 where the base is frozen, 2 more with checkpointing), at EFFICIENCY; what each layer costs
+    however little it has to do, once a device batch; and on a CPU the optimizer, which goes through all it tunes at each step.
+    """
     each = (6 if config.student.method == "full" else 4) + (2 if config.imitation.gradient_checkpointing else 0)
-    return each * parameters * tokens / (EFFICIENCY * matmul_speed(config) * processes)
+    layers = getattr(model.config, "num_hidden_layers", 0) + 1
+    computing = each * _count(model) * tokens / (EFFICIENCY * matmul_speed(config))
+    optimizer = steps * OPTIMIZER_BYTES * trainable / CPU_BYTES_PER_S if device().type == "cpu" else 0.0
+    return computing + batches * layers * LAYER_S + optimizer
 
 
 def matmul_speed(config: RunConfig, *, size: int = 1024, for_s: float = 0.2) -> float:

@@ -199,7 +199,8 @@ class Preflight(Record):
     """What an imitation will take, found out before its first step. Sizes are in bytes, of one process.
 
     Before the teacher is asked there are no examples yet: examples, steps, the tokens and seconds are then 0 or None.
-    cut: responses longer than an example may be; left_out: prompts that fill it. activations: an estimate, the rest is counted.
+    cut: responses longer than an example may be; left_out: prompts that fill it. activations: an estimate, the rest is counted;
+    libraries: what those that are loaded take themselves, where the device is the computer's own memory.
     memory: what the device has; problems: what a person should know, a sentence each.
     """
 
@@ -214,6 +215,7 @@ class Preflight(Record):
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
+    libraries: int = 0
     memory: int = 0
     disk_needed: int = 0
     disk_free: int = 0
@@ -229,7 +231,7 @@ class Preflight(Record):
 
     @property
     def memory_needed(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.libraries
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ MOST_READ = 16_384
 
 @dataclass
 class Row:
-    """One prompt that is answered. limit: new tokens at most; ids: those written so far; seed: of its noise."""
+    """One prompt that is answered. limit: new tokens at most; ids: those written so far; seed: of its noise, drawn on the device."""
 
     at: int
     prompt: Sequence[int]
@@ -46,10 +46,10 @@ class Row:
     ended: bool = False
     generator: torch.Generator | None = None
 
-    def begin(self) -> None:
-        """Forget what was written, as if never asked."""
+    def begin(self, where: torch.device) -> None:
+        """Forget what was written, as if never asked. where: the device that draws."""
         self.ids, self.ended = [], False
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator(where).manual_seed(self.seed)
 
     @property
     def length(self) -> int:
@@ -130,7 +130,7 @@ class ResponseLoop:
         try:
             width = max(len(row.prompt) for row in fresh)
             for row in fresh:
-                row.begin()
+                row.begin(self._model.device)
             ids = torch.tensor([[self._pad_id] * (width - len(row.prompt)) + list(row.prompt) for row in fresh])  # (B, T)
             cache = new_cache(self._model)
             logits = self._forward(ids, [len(row.prompt) for row in fresh], cache)
@@ -205,11 +205,11 @@ class ResponseLoop:
         """Choose each row's next token, and tell of those that end by it."""
         scores = logits.float()
         if self._temperature > 0:
-            noise = torch.ones(scores.shape)
+            noise = torch.ones_like(scores)
             for line, row in zip(noise, rows, strict=True):
                 if not row.ended:
                     line.exponential_(generator=row.generator)
-            scores = scores / self._temperature - noise.log_().to(scores.device)
+            scores = scores / self._temperature - noise.log_()
         for row, token in zip(rows, scores.argmax(-1).tolist(), strict=True):
             if row.ended:
                 continue

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import queue
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.addresses import AddressGuard
 from trainer.api_errors import explain
-from trainer.checkpoints import find_checkpoint
-from trainer.config import EndpointConfig, RunConfig
+from trainer.checkpoints import Manifest, find_checkpoint, require_loadable
+from trainer.config import SCRATCH_MODEL, EndpointConfig, RunConfig
 from trainer.endpoint_checks import refused_settings
 from trainer.errors import Cancelled, ConfigError, RequestRefused, TeacherUnavailable
 from trainer.keys import key_of
+from trainer.models import require_name
 from trainer.prompts import student_prompt
 from trainer.records import BenchmarkItem, Example, Instruction, Preflight, Response, TuningNews
 from trainer.roles import CheckpointInfo, Student
@@ -156,18 +158,45 @@ class ServedStudent:
             model = settings.server_model.replace("{iteration}", str(self._iteration))
             yield Served(url=settings.server, model=model, key_env=settings.server_key_env, guard=self._guard)
             return
-        from trainer.vllm_server import free_port, serving, vllm_command
+        from trainer.vllm_server import executable_of, free_port, serving, vllm_command
 
+        executable_of(VLLM)  # before anything is merged for it
         port = free_port()
-        command = vllm_command(
-            self._start or self._config.student.model,
-            find_checkpoint(self._start) if self._start else None,
-            port,
-            revision="" if self._start else self._config.student.revision,
-            precision=self._config.student.precision,
-        )
-        with serving(command, port, should_stop=self._should_stop) as url:
-            yield Served(url=url)
+        with self._servable() as (place, manifest):
+            command = vllm_command(
+                place,
+                manifest,
+                port,
+                revision="" if self._start else self._config.student.revision,
+                precision=self._config.student.precision,
+            )
+            with serving(command, port, should_stop=self._should_stop) as url:
+                yield Served(url=url)
+
+    @contextmanager
+    def _servable(self) -> Iterator[tuple[Path | str, Manifest | None]]:
+        """What vLLM is given to serve: the checkpoint, merged for the time of the stage where its base is nowhere, or the base student.
+
+        Raises ConfigError for a damaged checkpoint or a source that is not allowed, and what `export.put_merged` raises.
+        """
+        if self._start is None:
+            name = self._config.student.model
+            if name != SCRATCH_MODEL:
+                require_name(name)
+            yield name, None
+            return
+        if find_checkpoint(self._start) is None:
+            yield self._start, None
+            return
+        manifest = require_loadable(self._start)
+        if not manifest.must_merge:
+            yield self._start, manifest
+            return
+        from trainer.export import put_merged
+
+        with tempfile.TemporaryDirectory(prefix="lionweb-merged-") as folder:
+            put_merged(self._start, manifest, Path(folder), should_stop=self._should_stop, tell=logger.info)
+            yield Path(folder), None
 
 
 def endpoint_config(served: Served, *, at_once: int) -> EndpointConfig:

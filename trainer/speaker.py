@@ -12,7 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from trainer.checkpoints import read_checkpoint
+from trainer.checkpoints import find_checkpoint, require_loadable
 from trainer.config import RunConfig
 from trainer.errors import Cancelled, OutOfMemory
 from trainer.models import check_precision, context_of, device, dtype_of, load_model, load_tokenizer, memory_errors, pad_id_of
@@ -54,6 +54,27 @@ class Reply:
     cut: bool
 
 
+class Together:
+    """Replies that end within KEEP_EVERY_S seconds, handed on to `keep` together."""
+
+    def __init__(self, keep: Callable[[list[Reply]], None]) -> None:
+        self._keep = keep
+        self._waiting: list[Reply] = []
+        self._handed_at = monotonic()
+
+    def add(self, reply: Reply) -> None:
+        self._waiting.append(reply)
+        if monotonic() - self._handed_at >= KEEP_EVERY_S:
+            self.hand_on()
+            self._handed_at = monotonic()
+
+    def hand_on(self) -> None:
+        """Hand on all that wait, if any."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self._keep(waiting)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Speaker:
     """A loaded model that answers prompts. context: in tokens, prompt and answer together."""
@@ -85,27 +106,29 @@ class Speaker:
         temperature 0: greedy. Nothing is written beyond the context. Raises Cancelled, and OutOfMemory where not one fits.
         """
         from trainer.respond_cache import new_cache
+
+        by_loop = new_cache(self.model) is not None
+        answer = self._reply_by_loop if by_loop else self._reply_by_library
+        answer(prompts, at_once=at_once, max_new_tokens=max_new_tokens, temperature=temperature, keep=keep, should_stop=should_stop)
+
+    def _reply_by_loop(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        at_once: int,
+        max_new_tokens: int,
+        temperature: float,
+        keep: Callable[[list[Reply]], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """By `trainer.respond_loop`: a prompt that waits takes the place of a response that ended."""
         from trainer.respond_loop import ResponseLoop, Row
 
-        if new_cache(self.model) is None:
-            self._reply_by_library(
-                prompts, at_once=at_once, max_new_tokens=max_new_tokens, temperature=temperature, keep=keep, should_stop=should_stop
-            )
-            return
-        ended: list[Reply] = []
-        kept_at = monotonic()
+        together = Together(keep)
 
         def on_end(row: Row) -> None:
-            nonlocal kept_at
             text, tokens = self._read(row.ids)
-            ended.append(Reply(at=row.at, text=text, tokens=tokens, cut=tokens == len(row.ids)))
-            if monotonic() - kept_at >= KEEP_EVERY_S:
-                hand_on()
-                kept_at = monotonic()
-
-        def hand_on() -> None:
-            if ended:
-                keep([ended.pop(0) for _ in range(len(ended))])
+            together.add(Reply(at=row.at, text=text, tokens=tokens, cut=tokens == len(row.ids)))
 
         loop = ResponseLoop(
             self.model,
@@ -119,7 +142,7 @@ class Speaker:
         try:
             loop.answer(rows, at_once)
         finally:
-            hand_on()
+            together.hand_on()
 
     def _reply_by_library(
         self,
@@ -199,27 +222,41 @@ class Speaker:
 def gumbel_noise(seeds: Sequence[int], temperature: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """A logits processor after which the likeliest token is a sample at the temperature.
 
-    Row i draws from a generator of its own seed, on the CPU: the same numbers whatever the device and whoever shares the batch.
+    Row i draws from a generator of its own seed, on the device of the scores: the same numbers whoever shares the batch, as long as the
+    device is of the same kind.
     """
     import torch
 
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators: list[torch.Generator] = []
 
     def add_noise(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        noise = torch.empty(scores.shape)  # (B, V)
+        if not generators:
+            generators.extend(torch.Generator(scores.device).manual_seed(seed) for seed in seeds)
+        noise = torch.empty_like(scores, dtype=torch.float32)  # (B, V)
         for row, generator in zip(noise, generators, strict=True):
             row.exponential_(generator=generator)
-        return scores.float() / temperature - noise.log_().to(scores.device)
+        return scores.float() / temperature - noise.log_()
 
     return add_noise
+
+
+def require_sound(start: Path) -> None:
+    """Raise ConfigError that names what is damaged of a checkpoint; every file is read, at about a second a gigabyte.
+
+    A folder without a manifest has nothing it could be held against.
+    """
+    if start.is_dir() and find_checkpoint(start) is None:
+        return
+    logger.info("Checking the files of %s: about a second a gigabyte.", start)
+    require_loadable(start)
 
 
 def load_speaker(config: RunConfig, start: Path | None) -> Speaker:
     """Load a checkpoint, or the base student, for answering. Raises ConfigError where that is not possible."""
     from transformers import GenerationConfig
 
-    if start is not None and not start.is_dir():
-        read_checkpoint(start)  # says what is missing
+    if start is not None:
+        require_sound(start)
     where = device()
     check_precision(config.student.precision, where)
     tokenizer = load_tokenizer(config, start)

@@ -15,10 +15,12 @@ All are cheap to import: torch and transformers are imported inside the function
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from trainer.accelerated import tune_in_smaller_pieces
 from trainer.config import RunConfig
 from trainer.encoding import encode_prompts
 from trainer.models import memory_errors
@@ -35,16 +37,25 @@ class LocalStudent:
 
     folder: where checkpoints go; start: the checkpoint to begin from, None for the base student.
     iteration: part of the seed of every sampled response. should_stop is asked between steps; a True raises Cancelled.
+    tries_again: whether a tuning that runs out of memory is tried once more in smaller pieces; not where whoever started us does that.
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, start: Path | None = None, *, iteration: int = 0, should_stop: Callable[[], bool] = never
+        self,
+        config: RunConfig,
+        folder: Path,
+        start: Path | None = None,
+        *,
+        iteration: int = 0,
+        should_stop: Callable[[], bool] = never,
+        tries_again: bool = True,
     ) -> None:
         self.config = config
         self.folder = folder
         self.start = start
         self.iteration = iteration
         self.should_stop = should_stop
+        self.tries_again = tries_again
         self._speaker: Speaker | None = None
 
     def check(self) -> Preflight:
@@ -59,16 +70,21 @@ class LocalStudent:
         """Tune on the examples, save a checkpoint in `folder`, and go on from it. See `trainer.imitation.imitate` for the errors."""
         from trainer.imitation import imitate
 
-        info = imitate(
-            self.config,
-            examples,
-            iteration=iteration,
-            start=self.start,
-            folder=self.folder,
-            tell=tell,
-            should_stop=self.should_stop,
-            use_saved=use_saved,
-        )
+        def tune(config: RunConfig, tell: Callable[[TuningNews], None]) -> CheckpointInfo:
+            self._speaker = None
+            _free_memory()
+            return imitate(
+                config,
+                examples,
+                iteration=iteration,
+                start=self.start,
+                folder=self.folder,
+                tell=tell,
+                should_stop=self.should_stop,
+                use_saved=use_saved,
+            )
+
+        info = tune_in_smaller_pieces(self.config, tell, tune) if self.tries_again else tune(self.config, tell)
         self.start, self.iteration, self._speaker = info.path, iteration, None
         return info
 
@@ -104,14 +120,9 @@ class LocalStudent:
     ) -> None:
         if all(item.key in done for item in instructions):
             return
-        speaker = self.speaker
-        settings = self.config.respond
+        speaker, settings = self.speaker, self.config.respond
         prompts = encode_prompts(speaker.tokenizer, instructions, template=self.config.student.template)
-        too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= speaker.context]
-        refused = [_refuse(instructions[i], len(prompts[i]), speaker.context) for i in too_long if instructions[i].key not in done]
-        if refused:
-            keep(refused)
-        fitting = sorted(set(range(len(prompts))) - set(too_long))
+        fitting = _keep_refused(instructions, prompts, context=speaker.context, done=done, keep=keep)
         plan = speaker.plan([len(prompts[i]) for i in fitting], most_rows=settings.batch_size, max_new_tokens=settings.max_new_tokens)
         cut = 0
 
@@ -123,11 +134,11 @@ class LocalStudent:
                 keep([Response(instruction=instructions[reply.at].key, text=reply.text, tokens=reply.tokens) for reply in new])
 
         for group in plan:
-            positions = [fitting[i] for i in group.positions]
-            if all(instructions[i].key in done for i in positions):
+            members = [(fitting[i], instructions[fitting[i]].key) for i in group.positions]
+            if all(key in done for _, key in members):
                 continue
             speaker.reply(
-                [Prompt(at=i, ids=prompts[i], seed=seeds.get(instructions[i].key, 0)) for i in positions],
+                [Prompt(at=i, ids=prompts[i], seed=seeds.get(key, 0)) for i, key in members],
                 at_once=group.rows,
                 max_new_tokens=settings.max_new_tokens,
                 temperature=temperature,
@@ -144,6 +155,34 @@ class LocalStudent:
             with memory_errors(f"the student {self.config.student.model}. Choose a smaller one, or a device with more memory."):
                 self._speaker = load_speaker(self.config, self.start)
         return self._speaker
+
+
+def _free_memory() -> None:
+    """Let go of what a tuning that ran out of memory left on the card."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _keep_refused(
+    instructions: Sequence[Instruction],
+    prompts: Sequence[Sequence[int]],
+    *,
+    context: int,
+    done: frozenset[str],
+    keep: Callable[[list[Response]], None],
+) -> list[int]:
+    """Keep a failure for each prompt that leaves no room for an answer; gives the positions of those that do."""
+    fits = [len(prompt) < context for prompt in prompts]
+    refused = [
+        _refuse(item, len(prompt), context)
+        for item, prompt, fit in zip(instructions, prompts, fits, strict=True)
+        if not fit and item.key not in done
+    ]
+    if refused:
+        keep(refused)
+    return [i for i, fit in enumerate(fits) if fit]
 
 
 def _refuse(instruction: Instruction, tokens: int, context: int) -> Response:

@@ -23,12 +23,11 @@ from statistics import fmean
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from trainer.checkpoints import SPARE_BYTES, digests_of, writing_whole
+from trainer.checkpoints import SPARE_BYTES, digests_of, full_disk_errors, writing_whole
 from trainer.config import RunConfig
 from trainer.errors import DataWorkerDied, LossDiverged
 from trainer.examples import PlannedExamples, collate_packed, collate_padded
@@ -36,6 +35,7 @@ from trainer.loss import response_loss
 from trainer.models import device
 from trainer.records import Metric, Saved, TuningNews
 from trainer.seeds import derive_seed
+from trainer.together import PATIENCE, anyone, gathered_state, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ def training_arguments(
         tf32=True if _has_tf32() and config.student.precision == "bf16" else None,
         use_cpu=where.type == "cpu",
         ddp_find_unused_parameters=False,
+        ddp_timeout=int(PATIENCE.total_seconds()),
         seed=derive_seed(config.seed, "imitation", iteration),
         train_sampling_strategy="sequential",
         logging_steps=settings.log_steps,
@@ -143,7 +144,7 @@ class Tuning(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._logged = (-1, time.monotonic())
-        with data_worker_errors():
+        with data_worker_errors(workers=self.args.dataloader_num_workers):
             return super().train(*args, **kwargs)
 
     def compute_loss(
@@ -239,11 +240,13 @@ class Tuning(Trainer):
 def writing_together(final: Path, *, needed: int, first: bool) -> Iterator[Path]:
     """`checkpoints.writing_whole` for all processes at once: the first makes the folder and gives it its name, the rest wait for that.
 
-    What the library writes into a folder of the save's own name is moved up, and its digests are written beside it.
+    What the library writes into a folder of the save's own name is moved up, and its digests are written beside it. Raises NoSpace in
+    whichever process finds its disk full; that ends the others too.
     """
     if not first:
         wait_for_all()
-        yield final.with_name(f".{final.name}.writing")
+        with full_disk_errors(final.parent):
+            yield final.with_name(f".{final.name}.writing")
         wait_for_all()
         wait_for_all()
         return
@@ -255,38 +258,17 @@ def writing_together(final: Path, *, needed: int, first: bool) -> Iterator[Path]
             path.rename(unfinished / path.name)
         (unfinished / final.name).rmdir()
         (unfinished / SAVE_DIGESTS).write_text(json.dumps(digests_of(unfinished)))
+    sync_folder(final.parent)
     wait_for_all()
 
 
-def wait_for_all() -> None:
-    """A barrier where there are several processes."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-
-
-def gathered_state(model: Any) -> dict[str, Any]:
-    """The whole state of a sharded model, on the CPU of the main process; empty in the others, which must call it too."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def let_cpus_shard() -> None:
-    """Make sharding work over processes on CPUs, where accelerate would ignore it without a word: it is there to be tried and tested."""
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedType
-
-    state: Any = AcceleratorState
-    if getattr(state, "shards_on_cpus", False):
-        return
-    begin = state.__init__
-
-    def begin_sharded(self: Any, *args: Any, fsdp_plugin: Any = None, **options: Any) -> None:
-        begin(self, *args, fsdp_plugin=fsdp_plugin, **options)
-        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-
-    state.__init__, state.shards_on_cpus = begin_sharded, True
+def sync_folder(folder: Path) -> None:
+    """Let a new name in a folder outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _Stops(TrainerCallback):
@@ -307,15 +289,6 @@ class _Stops(TrainerCallback):
         control.should_log = control.should_log or control.should_save or last
 
 
-def anyone(asked: bool) -> bool:
-    """Whether any process was asked to stop: all must do so after the same step."""
-    if not torch.distributed.is_initialized():
-        return asked
-    flag = torch.tensor(int(asked), device=device())
-    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-    return bool(flag.item())
-
-
 def accepts_logits_to_keep(model: Any) -> bool:
     """Whether the model can leave out the scores of positions nobody learns from."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -333,15 +306,17 @@ def diverged(losses: list[float]) -> tuple[float, float, float] | None:
 
 
 @contextmanager
-def data_worker_errors() -> Iterator[None]:
-    """Give the death of a process that prepares batches its name."""
+def data_worker_errors(*, workers: int) -> Iterator[None]:
+    """Give the death of a process that prepares batches its name: the library tells of it, or a connection to it breaks."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        broken = workers > 0 and isinstance(error, (ConnectionError, EOFError))
+        if not broken and "DataLoader worker" not in str(error):
             raise
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataWorkerDied(
-            f"A process that prepares batches died ({str(error).splitlines()[0]}). Host or shared memory may have run out: "
+            f"A process that prepares batches died ({why}). Host or shared memory may have run out: "
             "set imitation.data_workers to 0, or give the machine more of /dev/shm. The last save is kept; resume goes on from it."
         ) from error
 
@@ -352,6 +327,11 @@ def data_worker_errors() -> Iterator[None]:
 def saves_in(work: Path) -> list[Path]:
     """The resumable saves of a work folder, oldest first."""
     return sorted(work.glob("checkpoint-*"), key=save_step)
+
+
+def is_sharded(save: Path) -> bool:
+    """Whether a save was written by processes that share the weights out: only such can go on from it."""
+    return any(save.glob("pytorch_model_fsdp*"))
 
 
 def save_step(save: Path) -> int:
@@ -396,8 +376,3 @@ def gpu_percent() -> float | None:
         return float(torch.cuda.utilization())
     except (ModuleNotFoundError, RuntimeError, OSError):
         return None
-
-
-def world() -> tuple[int, int]:
-    """The number of this process among those that tune together, and how many they are."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

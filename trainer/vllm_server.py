@@ -12,12 +12,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trainer import guarded
 from trainer.checkpoints import Manifest
 from trainer.config import SCRATCH_MODEL
 from trainer.errors import Cancelled, ChildDied, ConfigError, OutOfMemory, TeacherUnavailable
@@ -28,7 +30,8 @@ SERVED_NAME = "student"
 HOST = "127.0.0.1"
 START_S = 1800.0
 """Loading a large model from a network disk and compiling it takes its time."""
-END_S = 15.0
+KILL_S = guarded.END_S + 5.0
+"""After so long the guard itself is killed, with all that is left of the server."""
 POLL_S = 0.25
 LAST_LINES = 15
 ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -43,7 +46,10 @@ def vllm_command(
 
     model: the checkpoint's folder, or the Hub name of a student without one (manifest None). An adapter is served on the base that its
     manifest names. --generation-config vllm keeps the model's own sampling defaults out, as we do.
+    Raises ConfigError for an adapter whose base vLLM could not get: it has to be merged first.
     """
+    if manifest is not None and manifest.must_merge:
+        raise ConfigError(f"vLLM cannot serve this adapter: its base, {SCRATCH_MODEL}, is nowhere on disk. Serve the merged weights.")
     adapter = manifest is not None and manifest.method != "full"
     served = manifest.base if manifest and adapter else str(model)
     revision = manifest.revision if manifest and adapter else revision
@@ -61,6 +67,15 @@ def _rank_of(manifest: Manifest | None) -> int:
     return next((known for known in ADAPTER_RANKS if known >= rank), rank)
 
 
+def executable_of(name: str) -> str:
+    """Where the server's executable is. Raises ConfigError where it is not installed."""
+    executable = shutil.which(name)
+    if executable is None:
+        text = f"respond.server is vllm, but there is no {name} on the PATH of this worker. Install it, or leave it empty."
+        raise ConfigError(text, fields={"respond.server": text})
+    return executable
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as place:
@@ -74,19 +89,18 @@ def serving(
 ) -> Iterator[str]:
     """Start the server, wait until it lists its models, give its base URL, and end it with everything it started.
 
+    It runs under `trainer.guarded`, so that it ends too where this process is killed.
     Raises ConfigError where vLLM is not installed or cannot serve this student, ChildDied or OutOfMemory where it ended before,
     TeacherUnavailable where it is not there in time, Cancelled.
     """
-    executable = shutil.which(command[0])
-    if executable is None:
-        text = f"respond.server is vllm, but there is no {command[0]} on the PATH of this worker. Install it, or leave it empty."
-        raise ConfigError(text, fields={"respond.server": text})
+    executable = executable_of(command[0])
     if SCRATCH_MODEL in command:
         text = f"vLLM serves folders and Hub models; {SCRATCH_MODEL} has no checkpoint yet. Leave respond.server empty."
         raise ConfigError(text, fields={"respond.server": text})
+    guard = [sys.executable, "-I", guarded.__file__]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [executable, *command[1:]], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            [*guard, executable, *command[1:]], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             _wait(process, port, output.fileno(), should_stop, start_s)
@@ -131,14 +145,11 @@ def _last_lines(output: int) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server's whole process group to end, and end it where it does not. The group can outlive the process that led it."""
-    for sign, wait_s in ((signal.SIGTERM, END_S), (signal.SIGKILL, END_S)):
-        try:
-            os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            continue
+    """Let the guard end the server's whole process group, and kill what is left of it where it does not."""
+    assert process.stdin
+    process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(KILL_S)
+    with suppress(ProcessLookupError):  # the group can outlive the process that led it
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -74,6 +74,9 @@ class Job(models.Model):
     note = models.TextField(blank=True, help_text="what a person should know about how it went")
     use_saved = models.BooleanField(default=False, help_text="makes the last save the checkpoint instead of tuning on")
     over_budget = models.BooleanField(default=False, help_text="stopped at a budget: raising it queues the step again")
+    config_at_fault = models.BooleanField(
+        default=False, help_text="failed by a setting of its run's frozen config: to try again changes nothing"
+    )
     worker = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     sent_at = models.DateTimeField(null=True, help_text="when a worker was last told to look at it")

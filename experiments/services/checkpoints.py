@@ -30,9 +30,10 @@ from experiments.services.checkpoint_files import (
 from experiments.services.retention import Kept, Plan, Policy, Save, make_plan, why_not
 from experiments.states import LIVE, JobState, RunState
 from trainer.checkpoints import readable_size
+from trainer.config import SCRATCH_MODEL
 from trainer.errors import ConfigError
-from trainer.export import converter, require_repo
-from trainer.plan import Stage
+from trainer.export import NO_BASE, converter, require_repo
+from trainer.plan import Stage, Step
 from trainer.storage import require_url
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ def _check(checkpoint: Checkpoint, kind: str, options: dict[str, Any]) -> None:
         raise ConfigError("The files of this checkpoint were deleted. Bring them back from the team's storage first, if it has a copy.")
     if kind == ErrandKind.ADAPTER and checkpoint.manifest.get("method") == "full":
         raise ConfigError("This checkpoint has no adapter: it was tuned whole. Export the merged weights instead.")
+    if kind == ErrandKind.ADAPTER and checkpoint.manifest.get("base") == SCRATCH_MODEL:
+        raise ConfigError(NO_BASE)
     if kind == ErrandKind.GGUF:
         converter(settings.LIONWEB_LLAMA_CPP)
     if kind == ErrandKind.PUSH:
@@ -116,7 +119,7 @@ def read_holdings() -> Holdings:
     values = rows.values_list(
         "pk", "iteration_id", "iteration__run_id", "iteration__number", "path", "size_bytes", "pinned", "manifest__method", "manifest__base"
     )
-    busy, scores = _busy(), _scores()
+    busy, unmeasured, scores = _busy(), _unmeasured(pk for pk, _ in unfinished), _scores()
     kept = [
         Kept(
             id=pk,
@@ -126,6 +129,7 @@ def read_holdings() -> Holdings:
             size=size + _exported(pk),
             pinned=pinned,
             busy=pk in busy,
+            unmeasured=iteration in unmeasured,
             base="" if method == "full" else _below_data(base or ""),
             scores=scores[iteration],
         )
@@ -145,6 +149,13 @@ def _busy() -> set[int]:
     asked = Errand.objects.filter(state__in=LIVE).values_list("checkpoint_id", flat=True)
     speaking = Answer.objects.filter(errand__state__in=LIVE, checkpoint__isnull=False).values_list("checkpoint_id", flat=True)
     return {pk for pk in (*asked, *speaking) if pk is not None}
+
+
+def _unmeasured(unfinished: Iterable[int]) -> set[int]:
+    """Iterations of these runs whose benchmarks have begun, or wait, and are not over."""
+    jobs = Job.objects.filter(stage__iteration__run__in=list(unfinished), step=Step.BENCHMARKS.value)
+    measured = set(jobs.filter(state=JobState.FINISHED).values_list("stage__iteration", flat=True))
+    return set(jobs.values_list("stage__iteration", flat=True)) - measured
 
 
 def _scores() -> dict[int, dict[str, float]]:
@@ -179,7 +190,7 @@ def _saves(kept: Sequence[Kept]) -> list[Save]:
 
 @dataclass
 class Freed:
-    """What a deletion did. problems: what could not be deleted, a sentence each."""
+    """What a deletion did. checkpoints, saves: those that went whole; problems: what could not be deleted, a sentence each."""
 
     checkpoints: int = 0
     saves: int = 0
@@ -189,17 +200,19 @@ class Freed:
     @property
     def words(self) -> str:
         checkpoints = f"{self.checkpoints} checkpoint{'' if self.checkpoints == 1 else 's'}"
+        if not (self.checkpoints or self.saves or self.size):
+            return "" if self.problems else "There was nothing to delete any more."
         return f"Deleted {checkpoints}, {self.saves} save{'' if self.saves == 1 else 's'}: {readable_size(self.size)} freed."
 
 
-def carry_out(policy: Policy, *, ids: Iterable[int]) -> Freed:
-    """Delete what the policy names now, and of that no checkpoint but those that were shown (`ids`)."""
+def carry_out(policy: Policy, *, ids: Iterable[int], saves: Iterable[tuple[int, int]] = ()) -> Freed:
+    """Delete what the policy names now, and of that nothing but the checkpoints (`ids`) and saves (run, iteration) that were shown."""
     found, freed, shown = read_holdings(), Freed(), set(ids)
     plan = found.plan(policy)
     for checkpoint_id in plan.delete:
         if checkpoint_id in shown:
             _delete_into(freed, checkpoint_id)
-    old = set(plan.saves)
+    old = set(plan.saves) & set(saves)
     for run in sorted({run for run, _ in old}):
         for number, folder in saves_of(run):
             if (run, number) in old:

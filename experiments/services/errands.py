@@ -93,11 +93,11 @@ def end(errand: Errand, state: str, *, reason: str = "", result: dict[str, Any] 
     return ended
 
 
-def stop(errand: Errand) -> None:
-    """A queued errand stops at once, a running one at its next heartbeat."""
+def stop(errand: Errand) -> bool:
+    """A queued errand stops at once, a running one at its next heartbeat. False where it is over already."""
     if move(errand.pk, JobState.STOPPED, only_if=Q(state=JobState.QUEUED), reason="Stopped before it began.", ended_at=Now()):
-        return
-    Errand.objects.filter(pk=errand.pk, state=JobState.RUNNING).update(stop_requested_at=Now())
+        return True
+    return bool(Errand.objects.filter(pk=errand.pk, state=JobState.RUNNING).update(stop_requested_at=Now()))
 
 
 def move(errand_id: int, to: str, *, only_if: Q | None = None, **values: Any) -> bool:

@@ -134,6 +134,7 @@ def end(
     note: str = "",
     items_done: int | None = None,
     over_budget: bool = False,
+    config_at_fault: bool = False,
 ) -> bool:
     """End a job, and queue what comes next. False where the job is no longer as `only_if` says; None: held by this worker.
 
@@ -145,7 +146,8 @@ def end(
         run = _locked(_run_id(job))
         if state in (JobState.FINISHED, JobState.CRASHED) and (problem := _unreadable(run)):
             state, reason = JobState.FAILED, f"{reason} {problem}".strip()
-        values: dict[str, Any] = {"reason": storable(reason), "note": storable(note), "ended_at": Now(), "over_budget": over_budget}
+        values: dict[str, Any] = {"reason": storable(reason), "note": storable(note), "ended_at": Now()}
+        values |= {"over_budget": over_budget, "config_at_fault": config_at_fault}
         if items_done is not None:
             values["items_done"] = items_done
         if not move(job.pk, state, only_if=Q(worker=job.worker) if only_if is None else only_if, **values):

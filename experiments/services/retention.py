@@ -1,7 +1,7 @@
 """Which checkpoints may go: a policy, what it would free, and the reason for each one that stays. Pure: rows in, a plan out.
 
-What no policy touches: a pinned checkpoint, one that an errand is at work on, the last one of a run that may still go on, one that such a
-run begins with, and the base of an adapter that stays.
+What no policy touches: a pinned checkpoint, one that an errand is at work on or that is still measured, the last one of a run that may
+still go on, one that such a run begins with, and the base of an adapter that stays.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 PINNED = "pinned"
 BUSY = "somebody asked something of it that is not over"
+UNMEASURED = "its benchmarks are not over"
 LAST = "its run is not finished and goes on from it"
 START = "a run that is not finished begins with it"
 BASE = "an adapter that stays needs it as its base"
@@ -23,7 +24,7 @@ BEST = "the best of its run"
 class Kept:
     """A checkpoint with files. base: the path under its adapter where that is a folder, else empty.
 
-    scores: benchmark -> score; size: in bytes, its exports included.
+    scores: benchmark -> score; size: in bytes, its exports included; unmeasured: its run still measures it, or will when it is resumed.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Kept:
     size: int
     pinned: bool = False
     busy: bool = False
+    unmeasured: bool = False
     base: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -99,6 +101,8 @@ def protected(kept: Sequence[Kept], *, unfinished: Iterable[int], starts: Iterab
             stay[one.id] = PINNED
         elif one.busy:
             stay[one.id] = BUSY
+        elif one.unmeasured:
+            stay[one.id] = UNMEASURED
         elif one.run in going_on and one.iteration == last[one.run]:
             stay[one.id] = LAST
         elif one.path in begun_with:

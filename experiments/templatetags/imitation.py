@@ -20,10 +20,8 @@ def job_words(job: Job) -> str:
 
 @register.filter
 def memory_size(value: int | None) -> str:
-    """Bytes in the unit that errors and warnings of the trainer use: 2.50 GiB, 31 MiB, or KiB where it is less than one of them."""
-    if value is None:
-        return NONE
-    return readable_size(value) if value >= 2**20 or not value else f"{value / 2**10:.0f} KiB"
+    """Bytes in the units that errors and warnings of the trainer use: 2.50 GiB, 31 MiB."""
+    return NONE if value is None else readable_size(value)
 
 
 @register.filter

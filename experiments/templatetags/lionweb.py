@@ -17,6 +17,7 @@ from django.utils.safestring import SafeString, mark_safe
 from experiments.config_table import exact
 from experiments.models import Job
 from experiments.roles import ROLES, Role, role_of
+from trainer.checkpoints import readable_size
 from trainer.prices import NANODOLLARS
 
 register = template.Library()
@@ -101,11 +102,8 @@ def interval(standard_error: float | None) -> str:
 
 @register.filter
 def file_size(value: int | None) -> str:
-    """Bytes for people, in powers of 1,000."""
-    size, units = float(value or 0), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "bytes" else f"{size:.1f} {units[0]}"
+    """Bytes for people, in the units of everything else: powers of 1,024."""
+    return readable_size(value or 0)
 
 
 @register.filter

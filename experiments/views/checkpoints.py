@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from dataclasses import dataclass, fields
@@ -39,6 +40,10 @@ from trainer.vllm_server import vllm_command
 
 SHOWN_ERRANDS = 50
 VLLM_PORT = 8100
+LONGEST_ID = 19
+"""Digits: no row's id has as many."""
+SAVE = re.compile(rf"\b(\d{{1,{LONGEST_ID - 1}}}):(\d{{1,5}})\b")
+"""A save as the page of a policy names it: run and iteration."""
 
 
 def get_checkpoint(checkpoint_id: int) -> Checkpoint:
@@ -72,6 +77,9 @@ def checkpoint_live(request: HttpRequest, checkpoint_id: int) -> HttpResponse:
 def _page(found: Checkpoint) -> dict[str, Any]:
     manifest: dict[str, Any] = found.manifest or {}
     method = manifest.get("method", "full")
+    known = _manifest_of(found)
+    must_merge = known is not None and known.must_merge
+    usable = _merged_folder(found) if must_merge else settings.LIONWEB_DATA / found.path
     return {
         "checkpoint": found,
         "run": found.iteration.run,
@@ -79,6 +87,9 @@ def _page(found: Checkpoint) -> dict[str, Any]:
         "method": method,
         "base": base_words(manifest["base"]) if manifest.get("base") else "",
         "is_adapter": method != "full",
+        "must_merge": must_merge,
+        "needs_peft": method != "full" and not must_merge,
+        "usable": usable,
         "can_push_adapter": method != "full" and is_hub_name(manifest.get("base", "")),
         "files": _files(found),
         "children": found.children.select_related("iteration__run").order_by("pk"),
@@ -89,7 +100,7 @@ def _page(found: Checkpoint) -> dict[str, Any]:
         "llama_cpp": settings.LIONWEB_LLAMA_CPP,
         "folder": settings.LIONWEB_DATA / found.path,
         "can_delete": not found.deleted_at or _has_remains(found),
-        "vllm": _vllm_command(found),
+        "vllm": _vllm_command(known, usable) if known and usable else "",
     }
 
 
@@ -128,14 +139,27 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _vllm_command(found: Checkpoint) -> str:
-    """How to serve it with vLLM; empty where its manifest tells too little."""
+def _manifest_of(found: Checkpoint) -> Manifest | None:
+    """The manifest its row has; None where that tells too little."""
     known = {field.name for field in fields(Manifest)}
     try:
-        manifest = Manifest(**{name: value for name, value in (found.manifest or {}).items() if name in known})
+        return Manifest(**{name: value for name, value in (found.manifest or {}).items() if name in known})
     except TypeError:
-        return ""
-    return shlex.join(vllm_command(settings.LIONWEB_DATA / found.path, manifest, VLLM_PORT))
+        return None
+
+
+def _merged_folder(found: Checkpoint) -> Path | None:
+    """The folder of its merged export, the latest; None where there is none."""
+    made = found.errands.filter(kind=ErrandKind.MERGED, state=JobState.FINISHED).order_by("-pk")
+    return next((export_folder(errand) for errand in made if _has_files(errand) and not errand.result.get("deleted")), None)
+
+
+def _vllm_command(manifest: Manifest, usable: Path) -> str:
+    """How to serve with vLLM what lies in `usable`: the checkpoint, or its merged weights where it is of no use by itself."""
+    if not manifest.must_merge:
+        return shlex.join(vllm_command(usable, manifest, VLLM_PORT))
+    precision = manifest.config.get("student", {}).get("precision", "")
+    return shlex.join(vllm_command(usable, None, VLLM_PORT, precision=precision))
 
 
 def _errands_of(found: Checkpoint) -> dict[str, Any]:
@@ -152,6 +176,7 @@ class ErrandRow:
         self.is_live = errand.state in LIVE
         finished = errand.state == JobState.FINISHED
         self.can_download = finished and errand.kind in EXPORTS and not errand.result.get("deleted")
+        self.can_delete = not self.is_live and errand.kind in EXPORTS and _has_files(errand)
         self.is_sound = finished and errand.kind == ErrandKind.VERIFY and not errand.result.get("problems")
 
     @property
@@ -163,6 +188,14 @@ class ErrandRow:
             ErrandKind.PUSH: ", ".join(filter(None, (options.get("repo", ""), "private" if options.get("private") else "public"))),
         }.get(ErrandKind(self.errand.kind), "")
         return f"{ErrandKind(self.errand.kind).label}{f': {detail}' if detail else ''}"
+
+
+def _has_files(errand: Errand) -> bool:
+    """Whether an export, a half-made one or what a deletion left of it is on the disk."""
+    try:
+        return is_there(export_folder(errand))
+    except ConfigError:
+        return False
 
 
 # Asking
@@ -217,9 +250,8 @@ def checkpoint_pin(request: HttpRequest, checkpoint_id: int) -> HttpResponse:
 @requires("member")
 @require_http_methods(["GET", "POST"])
 def errand_stop(request: HttpRequest, checkpoint_id: int, errand_id: int) -> HttpResponse:
-    if request.method == "POST":
-        errands.stop(get_errand(checkpoint_id, errand_id))
-        messages.info(request, "Stopping: nothing half written is left.")
+    if request.method == "POST" and errands.stop(get_errand(checkpoint_id, errand_id)):
+        messages.info(request, "Stopping.")
     return redirect("checkpoint", checkpoint_id)
 
 
@@ -231,12 +263,17 @@ def errand_delete(request: HttpRequest, checkpoint_id: int, errand_id: int) -> H
         errand = get_errand(checkpoint_id, errand_id)
         if errand.state in LIVE or errand.kind not in EXPORTS:
             raise Http404("There is nothing of it to delete.")
-        _tell(request, service.delete_export(errand), done="The export was deleted.")
+        try:
+            problems = service.delete_export(errand)
+        except ConfigError as error:
+            problems = [str(error)]
+        _tell(request, problems, done="" if problems else "The export was deleted.")
     return redirect("checkpoint", checkpoint_id)
 
 
 def _tell(request: HttpRequest, problems: list[str], *, done: str) -> None:
-    messages.success(request, done)
+    if done:
+        messages.success(request, done)
     for problem in problems:
         messages.error(request, f"{problem} Mend that, then delete again.")
 
@@ -251,11 +288,12 @@ def errand_download(request: HttpRequest, checkpoint_id: int, errand_id: int) ->
     errand = get_errand(checkpoint_id, errand_id)
     if not ErrandRow(errand).can_download:
         raise Http404("There is no such export.")
-    folder = export_folder(errand)
-    if not folder.is_dir():
+    if not _has_files(errand) or not (folder := export_folder(errand)).is_dir():
         raise Http404("The files of this export are not there any more. Ask for it again.")
     if errand.kind == ErrandKind.GGUF:
-        (file,) = [path for path in folder.iterdir() if path.suffix == ".gguf"]
+        file = next((path for path in sorted(folder.iterdir()) if path.suffix == ".gguf"), None)
+        if file is None:
+            raise Http404("The folder of this export holds no GGUF any more. Delete it and ask for it again.")
         return FileResponse(file.open("rb"), as_attachment=True, filename=file.name, content_type="application/octet-stream")
     name = f"{file_name(errand.checkpoint)}-{errand.kind}"
     tar = tar_of(folder, name=name)
@@ -306,6 +344,7 @@ def checkpoints(request: HttpRequest) -> HttpResponse:
         "plan": plan,
         "page": page,
         "rows": [(row, sizes.get(row.pk), row.pk in going, plan.keep.get(row.pk, "")) for row in page],
+        "shown_saves": ",".join(f"{run}:{number}" for run, number in plan.saves),
         "saves": [save for save in holdings.saves if (save.run, save.iteration) in set(plan.saves)],
         "held": sum(one.size for one in holdings.kept),
         "held_saves": sum(save.size for save in holdings.saves),
@@ -318,13 +357,14 @@ def checkpoints(request: HttpRequest) -> HttpResponse:
 @post_from("checkpoints")
 @requires("member")
 def checkpoints_free(request: HttpRequest) -> HttpResponse:
-    """Delete what the policy names, and no checkpoint that was not shown."""
+    """Delete what the policy names, and nothing that was not shown."""
     form = _policy_form(request.POST)
-    ids = [int(pk) for pk in request.POST.get("ids", "").split(",") if pk.isdecimal()]
+    ids = [int(pk) for pk in request.POST.get("ids", "").split(",") if pk.isdecimal() and len(pk) < LONGEST_ID]
+    saves = {(int(run), int(number)) for run, number in SAVE.findall(request.POST.get("shown_saves", ""))}
     if not form.is_valid():
         messages.error(request, "Nothing was deleted: choose a policy first.")
         return redirect("checkpoints")
-    freed = service.carry_out(form.policy(), ids=ids)
+    freed = service.carry_out(form.policy(), ids=ids, saves=saves)
     _tell(request, freed.problems, done=freed.words)
     return redirect("checkpoints")
 

@@ -37,9 +37,11 @@ class RunningNow:
 
 @require_GET
 def home(request: HttpRequest) -> HttpResponse:
+    waiting = list(querysets.jobs_for_somebody()[: MOST_SHOWN + 1])
     context = {
         **_now(),
-        "waiting": querysets.jobs_for_somebody()[:MOST_SHOWN],
+        "waiting": waiting[:MOST_SHOWN],
+        "more_waiting": len(waiting) > MOST_SHOWN,
         "quarantined": _quarantined(),
         "experiments": page_of(request, _experiments()),
     }

@@ -27,4 +27,12 @@ const timer = setInterval(() => {
   ask((region) => ticks % Number(region.dataset.live) === 0);
 }, PERIOD_MS);
 document.addEventListener("visibilitychange", () => ask(() => true));
+
+// What was said on the way here goes once the state it was said of is over. A refusal stays: somebody has to read it.
+const stateNow = () => document.querySelector("[data-state]")?.dataset.state;
+const stateThen = stateNow();
+document.addEventListener("htmx:afterSettle", () => {
+  if (stateNow() === stateThen) return;
+  for (const said of document.querySelectorAll("[data-flash]:is(.success, .info)")) said.remove();
+});
 document.addEventListener("htmx:afterRequest", (event) => root.classList.toggle("is-offline", !event.detail.successful));

@@ -10,10 +10,25 @@ from hypothesis import strategies as st
 
 from experiments.checkpoint_work import WORK, card_of
 from experiments.errand_runner import run_errand
-from experiments.models import Answer, Checkpoint, Errand, ErrandKind, Question
+from experiments.models import Answer, Checkpoint, Errand, ErrandKind, Job, Question
 from experiments.services import checkpoint_files, checkpoints, errands
 from experiments.services.book import PostgresBook
-from experiments.services.retention import BASE, BEST, BUSY, LAST, NEWEST, PINNED, START, Kept, Policy, Save, make_plan, protected, why_not
+from experiments.services.retention import (
+    BASE,
+    BEST,
+    BUSY,
+    LAST,
+    NEWEST,
+    PINNED,
+    START,
+    UNMEASURED,
+    Kept,
+    Policy,
+    Save,
+    make_plan,
+    protected,
+    why_not,
+)
 from experiments.states import JobState
 from tests import make
 from tests.stack import wait_until
@@ -269,12 +284,23 @@ def test_saves_of_finished_tunings_go_and_others_stay(run, data):
     make.make_job(run.iterations.get(number=1), Stage.IMITATION, Step.PREFLIGHT, state=JobState.QUEUED)
     plan = checkpoints.read_holdings().plan(Policy(keep_last=None, saves=True))
     assert (list(plan.saves), plan.frees) == ([(run.pk, 0)], 50)
-    freed = checkpoints.carry_out(Policy(keep_last=None, saves=True), ids=[])
+    freed = checkpoints.carry_out(Policy(keep_last=None, saves=True), ids=[], saves=[(run.pk, 7)])
+    assert (freed.saves, freed.size) == (0, 0)  # what was not shown does not go
+    freed = checkpoints.carry_out(Policy(keep_last=None, saves=True), ids=[], saves=plan.saves)
     assert (freed.saves, freed.size) == (1, 50)
     assert sorted(path.name for path in folder.glob(".iteration-*")) == [".iteration-1.work", ".iteration-7.work", ".iteration-x.work"]
 
 
 # What is needed, read from the rows
+
+
+def test_a_checkpoint_whose_benchmarks_are_not_over_stays(person, data):
+    run = make.make_run_until(person("member"), 2, Step.TUNING)
+    for row in Checkpoint.objects.all():
+        write_files(row)
+    Job.objects.filter(stage__iteration__number=0, step=Step.BENCHMARKS).update(state=JobState.FAILED)
+    plan = checkpoints.read_holdings().plan(Policy(keep_last=0))
+    assert (list(plan.delete), plan.keep) == ([], {of(run, 0).pk: UNMEASURED, of(run, 1).pk: LAST})
 
 
 def test_the_last_checkpoint_of_a_run_that_can_go_on_stays(person, data):

@@ -13,7 +13,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-BEFORE_CALLS, CALLS, LATEST = "0002_endpoint_base_url", "0003_calls", "0007_the_student"
+BEFORE_CALLS, CALLS, LATEST = "0002_endpoint_base_url", "0003_calls", "0008_config_at_fault"
 
 Migrate = Callable[[str], Apps]
 

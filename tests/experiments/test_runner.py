@@ -15,7 +15,7 @@ from experiments.querysets import runs_with_state
 from experiments.states import LIVE, JobState, RunState
 from tests import make
 from trainer.config import EvaluationConfig
-from trainer.errors import ChildDied, NoSpace, OutOfMemory
+from trainer.errors import ChildDied, ConfigError, LossDiverged, NoSpace, OutOfMemory
 from trainer.plan import Stage, Step
 
 
@@ -56,6 +56,25 @@ def test_what_a_person_can_mend_fails_the_job_with_the_sentence_that_says_how(
     assert runs_with_state().get(pk=run.pk).state == RunState.FAILED
     assert str(error) in client_of("viewer").get(f"/runs/{run.pk}/").content.decode()
     assert run.instructions.filter(responses__role="teacher").count() == run.instructions.count()
+
+
+@pytest.mark.parametrize(
+    ("error", "at_fault"),
+    [
+        (OutOfMemory("Lower the batch."), True),
+        (LossDiverged("The loss is no number.", fields={"imitation.learning_rate": "too high"}), True),
+        (ConfigError("No key in LIONWEB_KEY.", fields={}), False),
+        (NoSpace("The disk is full."), False),
+    ],
+)
+def test_a_failure_by_a_frozen_setting_is_told_from_one_that_passes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, at_fault: bool, client_of: Callable[[Any], Any]
+) -> None:
+    assert tune(run, monkeypatch, error).config_at_fault is at_fault
+    page = client_of("member").get(f"/runs/{run.pk}/").content.decode()
+    assert ('id="clone" class="button primary"' in page) is at_fault
+    assert ('<button class="button primary" type="submit">Resume' in page) is not at_fault
+    assert ("config is frozen" in page) is at_fault
 
 
 def test_a_child_that_died_is_a_crash_and_tried_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

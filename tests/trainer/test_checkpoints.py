@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from trainer import checkpoints
-from trainer.checkpoints import MANIFEST, Manifest, find_checkpoint, read_checkpoint, verify_checkpoint, write_checkpoint, writing_whole
+from trainer.checkpoints import (
+    MANIFEST,
+    Manifest,
+    find_checkpoint,
+    read_checkpoint,
+    readable_size,
+    verify_checkpoint,
+    write_checkpoint,
+    writing_whole,
+)
 from trainer.config import config_from_dict
 from trainer.errors import ConfigError, NoSpace
 
@@ -113,6 +122,16 @@ def test_equal_files_give_equal_digests_and_others_do_not(tmp_path: Path) -> Non
     third = write_checkpoint(tmp_path / "c", make_manifest(), lambda f: (f / "model.safetensors").touch(), weight_bytes=1)
 
     assert first.digest == second.digest != third.digest
+
+
+def test_sizes_are_told_in_powers_of_1024() -> None:
+    assert [readable_size(size) for size in (0, 512, 4096, 31 * 2**20, 2.5 * 2**30)] == [
+        "0 bytes",
+        "512 bytes",
+        "4 KiB",
+        "31 MiB",
+        "2.50 GiB",
+    ]
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 import trainer
+from tests.trainer.child_that_saves_forever import HALF
+from trainer.checkpoints import file_digest
 from trainer.child import public_name, read_lines
 from trainer.config import RunConfig, config_from_dict
 from trainer.errors import Cancelled, ChildDied, ConfigError
-from trainer.launch import Event, run_child
+from trainer.launch import Event, _last_words, own_lines, run_child
 from trainer.records import BenchmarkItem, Example, Instruction
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -128,26 +130,59 @@ def test_a_student_is_tuned_answers_and_is_examined_in_children_of_its_own(tmp_p
     assert not is_running(tuned.pid)
 
 
-def test_a_killed_child_raises_child_died_and_the_next_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_child_killed_in_a_save_and_again_in_a_step_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     for folder in ("killed", "whole"):
         (tmp_path / folder).mkdir()
     config = make_config(steps=12, save_steps=2)
+    task = make_task("imitate", tmp_path / "killed", make_examples(), config=config)
     killing = Watcher()
 
-    def kill_at_step_5(event: Event) -> None:
+    def kill_in_the_save() -> bool:
+        if (tmp_path / "killed" / HALF).exists():
+            os.kill(killing.pid, signal.SIGKILL)
+        return False
+
+    def kill_at_step_9(event: Event) -> None:
         killing(event)
-        if event.get("step") == 5:
+        if event.get("step") == 9:
             os.kill(killing.pid, signal.SIGKILL)
 
-    task = make_task("imitate", tmp_path / "killed", make_examples(), config=config)
+    slow = "tests.trainer.child_that_saves_forever"
     with pytest.raises(ChildDied, match="SIGKILL"):
-        run_child(task, on_event=kill_at_step_5, should_stop=lambda: False, environment=ENVIRONMENT)
-    second = run(task)
+        run_child(task, on_event=killing, should_stop=kill_in_the_save, environment=ENVIRONMENT, module=slow)
+    killing.events.clear()
+    with pytest.raises(ChildDied, match=r"was killed by SIGKILL\. If nobody did that, memory ran out: [^\n]*$"):
+        run_child(task, on_event=kill_at_step_9, should_stop=lambda: False, environment=ENVIRONMENT)
+    last = run(task)
     whole = run(make_task("imitate", tmp_path / "whole", make_examples(), config=config))
 
-    assert second.of("metric")[0]["step"] > 4
-    weights = [Path(watcher.of("checkpoint")[0]["path"], "model.safetensors").read_bytes() for watcher in (second, whole)]
-    assert weights[0] == weights[1]
+    assert killing.of("metric")[0]["step"] == 3, "it did not go on from the save of step 2"
+    assert last.of("metric")[0]["step"] > 8
+    sha256 = [file_digest(Path(watcher.of("checkpoint")[0]["path"], "model.safetensors")) for watcher in (last, whole)]
+    assert sha256[0] == sha256[1]
+
+
+OURS = ["[rank1]: Traceback (most recent call last):", '[rank1]:   File "trainer/child.py", line 3, in main', "[rank1]: KeyError: 'folder'"]
+THEIRS = [
+    "W1124 20:15:08.449000 15 .venv/lib/torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 15 closing signal SIGTERM",
+    "E1124 20:15:08.482000 15 .venv/lib/torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -11) local_rank: 1",
+    "Traceback (most recent call last):",
+    '  File "/venv/accelerate/commands/launch.py", line 1423, in <module>',
+    "    main()",
+    "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:",
+    "=====",
+    "trainer.child FAILED",
+]
+
+
+def test_of_a_crash_is_told_what_the_process_said_and_not_what_its_launcher_did() -> None:
+    own = ["Traceback (most recent call last):", '  File "trainer/child.py", line 3, in main', "KeyError: 'folder'"]
+    warned = ["The following values were not passed to `accelerate launch` and had defaults used instead:", "\t`--num_processes` was set"]
+
+    assert own_lines([*warned, "INFO a line of ours", *own, *THEIRS[2:6]]) == ["INFO a line of ours", *own]
+    assert own_lines([*OURS, *THEIRS]) == OURS
+    told = _last_words(1, [*OURS, *THEIRS])
+    assert told == "The process that held the student was killed by SIGSEGV. Its last lines:\n" + "\n".join(OURS)
 
 
 def test_a_stop_ends_the_child_in_order_with_the_state_saved(tmp_path: Path) -> None:

@@ -42,6 +42,16 @@ def test_the_end_is_learnt_where_padding_is_the_end_token_too() -> None:
     assert padded(["XY", "Z"], pad_id=257)["labels"] == [[88, 89, 257], [90, 257, -100]]
 
 
+def test_without_a_prompt_all_but_the_first_token_is_learnt() -> None:
+    bare = [examples.EncodedExample(torch.tensor([7, 8, 9], dtype=torch.int32), 0), examples.EncodedExample(torch.tensor([5, 6]), 1)]
+    beside = examples.collate_padded(bare, pad_id=0)
+    in_a_row = examples.collate_packed(bare)
+
+    assert beside["labels"].tolist() == [[8, 9], [6, -100]]
+    assert in_a_row["labels"].tolist() == [[8, 9, 6]]
+    assert [example.response_tokens for example in bare] == [2, 1]
+
+
 def test_packed_examples_stand_in_one_row_and_count_their_positions_anew() -> None:
     batch = {name: tensor.tolist() for name, tensor in examples.collate_packed(encode(["XY", "Z"]).examples).items()}
 

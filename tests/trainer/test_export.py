@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +20,15 @@ from tests import http_server
 from tests.http_server import Answer
 from tests.stack import free_port
 from tests.trainer.tuning_cases import imitate, make_config
-from trainer import export, storage
+from trainer import checkpoints, export, export_child, storage
 from trainer.checkpoints import MANIFEST, Manifest, read_checkpoint, verify_checkpoint
-from trainer.errors import Cancelled, ConfigError, TrainerError
+from trainer.config import RunConfig, stored_config
+from trainer.errors import Cancelled, ConfigError, NoSpace, TrainerError
 from trainer.model_card import Told, model_card
+from trainer.served_student import ServedStudent
 from trainer.speaker import never
 from trainer.tar_stream import PIECE_BYTES, tar_of
+from trainer.vllm_server import vllm_command
 
 TOKEN = "hf_not_a_real_token"
 CONVERTER = """
@@ -57,8 +62,24 @@ def adapter(full, tmp_path_factory) -> Path:
     return imitate(make_config(student={"method": "lora"}), tmp_path_factory.mktemp("lora"), start=full, iteration=1)[0]
 
 
+def read_config(checkpoint: Path) -> RunConfig:
+    return stored_config(read_checkpoint(checkpoint).config)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def lone_adapter(tmp_path_factory) -> Path:
+    """An adapter on random weights, which are nowhere on disk."""
+    return imitate(make_config(student={"method": "lora"}, first_steps=1), tmp_path_factory.mktemp("lone"))[0]
+
+
+@pytest.fixture
+def merge_here(monkeypatch):
+    """Merges in this process: a child of its own takes seconds."""
+    monkeypatch.setattr(export, "_in_child", lambda task, **options: export_child.merge(task, lambda event: None))
 
 
 # Merged
@@ -116,6 +137,30 @@ def test_a_full_checkpoint_has_no_adapter(full, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_whose_base_is_nowhere_is_not_exported_alone(lone_adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for ask in (
+        lambda: export.export_adapter(lone_adapter, tmp_path / "out", card="", tell=quiet),
+        lambda: push(lone_adapter, tmp_path / "out", adapter_alone=True),
+    ):
+        with pytest.raises(ConfigError, match=r"scratch-llama, was made from random weights .* Export the merged weights instead"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_such_an_adapter_is_served_merged_for_the_time_of_the_stage(lone_adapter, merge_here):
+    from transformers import AutoModelForCausalLM
+
+    tuner: Any = None
+    student = ServedStudent(read_config(lone_adapter), tuner, iteration=0, start=lone_adapter)
+    with student._servable() as (folder, manifest):
+        assert manifest is None
+        assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 32
+        assert not (folder / "adapter_config.json").exists()
+        assert vllm_command(folder, manifest, 8000)[2] == str(folder)
+    assert not folder.exists()
+
+
 def test_a_damaged_checkpoint_is_not_exported(full, tmp_path):
     copy = tmp_path / "copy"
     storage.store(full, (tmp_path / "there").as_uri(), should_stop=never, tell=quiet)
@@ -124,6 +169,31 @@ def test_a_damaged_checkpoint_is_not_exported(full, tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json is not what was written"):
         export.export_merged(copy, tmp_path / "out", card="", should_stop=never, tell=quiet)
     assert list(tmp_path.iterdir()) == [copy]
+
+
+def test_a_merge_asks_for_what_the_merged_weights_take(lone_adapter, merge_here, tmp_path, monkeypatch):
+    export.export_merged(lone_adapter, tmp_path / "out", card="", should_stop=never, tell=quiet)
+    taken = (tmp_path / "out" / "model.safetensors").stat().st_size
+    for free, fits in ((taken - 10_000, False), (taken + 10_000, True)):
+        monkeypatch.setattr(checkpoints, "free_bytes", lambda folder, free=free: checkpoints.SPARE_BYTES + free)
+        with contextlib.nullcontext() if fits else pytest.raises(NoSpace, match="The merged student needs"):
+            export.export_merged(lone_adapter, tmp_path / f"out-{fits}", card="", should_stop=never, tell=quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out-True"]
+
+
+def test_a_gguf_asks_for_its_own_size_beside_the_weights(full, llama_cpp, tmp_path, monkeypatch):
+    weights = (full / "model.safetensors").stat().st_size
+    free = checkpoints.SPARE_BYTES + weights
+    monkeypatch.setattr(checkpoints, "free_bytes", lambda folder: free if folder == tmp_path else weights - 1)
+    with pytest.raises(NoSpace, match="The GGUF needs"):
+        gguf(full, tmp_path / "out", llama_cpp())
+
+
+def test_files_that_cannot_be_linked_are_counted(full, tmp_path, monkeypatch):
+    manifest = read_checkpoint(full)
+    assert export._bytes_to_copy(full, manifest, tmp_path / "out") == 0
+    elsewhere = Path("/proc/out")  # another file system
+    assert export._bytes_to_copy(full, manifest, elsewhere) == sum((full / name).stat().st_size for name in manifest.files)
 
 
 def test_a_stopped_merge_leaves_nothing(adapter, tmp_path):

@@ -206,3 +206,10 @@ def test_the_student_starts_from_the_last_checkpoint_or_from_the_base(tmp_path: 
     distil(book_in(tmp_path, config), FakeDesk(tmp_path), config)
     memory = (tmp_path / "checkpoints" / "iteration-2" / "memory.txt").read_text().splitlines()
     assert len(memory) == (22 if start == "last" else 6)
+
+
+def test_responses_that_were_cut_are_counted(tmp_path):
+    desk = FakeDesk(tmp_path)
+    config = replace(CONFIG, respond=replace(CONFIG.respond, max_new_tokens=2))
+    distil(book_in(tmp_path), desk, config)
+    assert "10 of 10 responses of the student were cut at respond.max_new_tokens, 2." in desk.notes

@@ -48,17 +48,6 @@ def test_what_is_counted_is_counted_without_loading_the_weights(folder: Path, tm
     assert found.problems == ()
 
 
-def test_an_adapter_tunes_few_parameters(folder: Path, tmp_path: Path) -> None:
-    from trainer.imitation import load_trainable
-
-    config = make_config(student={"model": str(folder), "method": "lora", "lora_rank": 4})
-    found = check(config, tmp_path)
-    model = load_trainable(config, None, iteration=0)
-
-    assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert found.optimizer == 8 * found.trainable
-
-
 def test_the_scratch_student_needs_no_folder(tmp_path: Path) -> None:
     assert check(make_config(), tmp_path).model == "scratch-llama"
 
@@ -107,6 +96,63 @@ def test_what_is_counted_and_does_not_fit_ends_here(tmp_path: Path, monkeypatch:
 
     with pytest.raises(OutOfMemory, match=r"41,824 parameters cannot be tuned here.*student\.method to lora"):
         check(make_config(), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_adapter_on_any_kind_of_layer_is_counted_as_it_will_be(folder: Path, tmp_path: Path, kind: str) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from trainer.imitation import load_trainable
+
+    student = folder
+    if kind == "gpt2":  # whose layers are of another class
+        student = tmp_path / "gpt2"
+        shape = GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=2, n_positions=2048, bos_token_id=256, eos_token_id=257)
+        GPT2LMHeadModel(shape).save_pretrained(student)
+        byte_tokenizer().save_pretrained(student)
+    config = make_config(student={"model": str(student), "method": "lora", "lora_rank": 4})
+    model = load_trainable(config, None, iteration=0)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+
+    found = check(config, tmp_path)
+    assert found.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert found.weights == 4 * (found.trainable + frozen) == preflight.weight_bytes(config, model, found.trainable)
+
+
+def test_four_bits_are_for_linear_layers_alone() -> None:
+    config = make_config()
+    model = scratch_llama(config)
+    linear = 2 * (4 * 32 * 32 + 3 * 32 * 88)
+    qlora = replace(config, student=replace(config.student, method="qlora"))
+
+    assert preflight.weight_bytes(qlora, model, 0) == int(0.56 * linear) + 4 * (41_824 - linear)
+
+
+def test_half_precision_computes_with_copies_and_scores_in_full() -> None:
+    full, half = make_config(), make_config(student={"precision": "bf16"})
+    model = scratch_llama(full)
+
+    assert (preflight.copy_bytes(full, 1000), preflight.copy_bytes(half, 1000)) == (0, 2000)
+    scores = [preflight.activation_bytes(c, model, tokens=0, scored=10) for c in (full, half)]
+    assert scores == [10 * 259 * 8, 10 * 259 * 8]
+
+
+def test_what_the_libraries_take_is_counted_where_there_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    model = scratch_llama(make_config())
+    monkeypatch.setattr(preflight, "device", lambda: torch.device("cpu"))
+    assert preflight.library_bytes(model) > 100 * 2**20
+    monkeypatch.setattr(preflight, "device", lambda: torch.device("cuda"))
+    assert preflight.library_bytes(model) == 0
+
+
+def test_small_steps_take_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scratch_llama(make_config())
+    monkeypatch.setattr(preflight, "matmul_speed", lambda config: 1e18)
+    seconds = preflight._seconds(make_config(), model, tokens=1000, batches=100, steps=50, trainable=41_824)
+
+    assert seconds == pytest.approx(100 * 3 * preflight.LAYER_S, rel=0.1)
 
 
 def test_several_cards_share_out_what_one_could_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

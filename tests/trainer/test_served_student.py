@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from tests.http_server import Answer, Asked, Server, refused, running, said
 from trainer.addresses import AddressGuard
-from trainer.checkpoints import Manifest
+from trainer.checkpoints import Manifest, write_checkpoint
 from trainer.config import RunConfig, config_from_dict
 from trainer.errors import Cancelled, ChildDied, ConfigError, TeacherUnavailable
 from trainer.records import BenchmarkItem, Instruction, Response
@@ -286,14 +288,15 @@ def test_a_stop_keeps_what_came_and_ends_the_calls() -> None:
 # vLLM
 
 FAKE_VLLM = """#!{python}
-import json, subprocess, sys
+import json, os, subprocess, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 if "broken" in sys.argv[2]:
     sys.exit("no such model")
-open(sys.argv[2] + "/argv", "w").write(json.dumps(sys.argv[1:]))
+told = "{told}"
+open(told + "/argv", "w").write(json.dumps(sys.argv[1:]))
 helper = subprocess.Popen(["sleep", "600"])
-open(sys.argv[2] + "/pids", "w").write(f"{{__import__('os').getpid()}} {{helper.pid}}")
+open(told + "/pids", "w").write(f"{{os.getpid()}} {{helper.pid}}")
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -321,14 +324,16 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), 
 
 @pytest.fixture
 def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `vllm` on the PATH, and the folder it is to serve."""
+    """A `vllm` on the PATH; gives a folder it can serve, where it also writes what it was told and its pids."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "vllm").write_text(FAKE_VLLM.format(python=sys.executable))
+    model = tmp_path / "model"
+    (model / "broken").mkdir(parents=True)
+    for each in (model, model / "broken"):
+        (each / "config.json").write_text("{}")
+    (folder / "vllm").write_text(FAKE_VLLM.format(python=sys.executable, told=model))
     (folder / "vllm").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    model = tmp_path / "model"
-    model.mkdir()
     return model
 
 
@@ -393,6 +398,55 @@ def test_an_adapter_is_served_on_its_base() -> None:
     assert command[command.index("--lora-modules") + 1] == "student=/data/run/iteration-1"
     assert command[command.index("--max-lora-rank") + 1] == "32"
     assert command[command.index("--revision") + 1] == "v2"
+
+
+def test_an_adapter_whose_base_is_nowhere_is_not_served_as_one() -> None:
+    manifest = replace(make_manifest("lora"), base="scratch-llama")
+
+    with pytest.raises(ConfigError, match="Serve the merged weights"):
+        vllm_command(Path("/data/run/iteration-1"), manifest, 8000)
+
+
+def test_vllm_serves_no_student_that_is_not_allowed(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIONWEB_STUDENT_SOURCES", "/srv/models/*")
+
+    with pytest.raises(ConfigError, match="not allowed on this worker"):
+        respond(make_student("vllm", student={"model": str(fake_vllm)}), make_instructions(1))
+    assert not (fake_vllm / "argv").exists()
+
+
+def test_a_damaged_checkpoint_is_not_served(fake_vllm: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    write_checkpoint(folder, make_manifest("full"), lambda f: (f / "model.safetensors").write_bytes(b"x") and None, weight_bytes=1)
+    (folder / "model.safetensors").write_bytes(b"y")
+
+    with pytest.raises(ConfigError, match=r"damaged: model\.safetensors"):
+        respond(make_student("vllm", start=folder), make_instructions(1))
+    assert not (fake_vllm / "argv").exists()
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from trainer.vllm_server import serving
+
+with serving(["vllm", "serve", sys.argv[1], "--port", sys.argv[2]], int(sys.argv[2])):
+    print("serving", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_server_ends_with_a_worker_that_was_killed(fake_vllm: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(fake_vllm), str(free_port())], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == "serving\n"
+        pids = [int(pid) for pid in (fake_vllm / "pids").read_text().split()]
+        assert all(_lives(pid) for pid in pids)
+        parent.kill()
+    until = time.monotonic() + 10
+    while any(_lives(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(_lives(pid) for pid in pids)
 
 
 def _lives(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -15,14 +16,14 @@ import pytest
 import yaml
 
 from tests.stack import ROOT, free_port
-from tests.trainer.tuning_cases import STEPS, imitate, make_config, make_examples
-from trainer import child_student, join
-from trainer.accelerated import launcher_of
+from tests.trainer.tuning_cases import STEPS, Killed, imitate, kill_at, make_config, make_examples
+from trainer import accelerated, child_student, join
+from trainer.accelerated import launcher_of, processes_of
 from trainer.checkpoints import read_checkpoint, verify_checkpoint
 from trainer.child_student import ChildStudent
 from trainer.config import RunConfig
-from trainer.errors import Cancelled, ChildDied, ConfigError, DataWorkerDied, OutOfMemory
-from trainer.records import Metric, Remark, Saved, TuningNews
+from trainer.errors import Cancelled, ChildDied, ConfigError, DataWorkerDied, NoSpace, OutOfMemory
+from trainer.records import Metric, Preflight, Remark, Saved, TuningNews, news_as_dict
 
 torch = pytest.importorskip("torch")
 
@@ -98,6 +99,20 @@ def test_both_stop_after_the_same_step_and_go_on_from_it(tmp_path: Path, alone: 
 
     assert again[0].step > stopped_at
     assert again[0].loss < alone[1][0].loss
+    # One process goes on from what two saved, but not from shards; here, to save a launch, it is this one.
+    told: list[TuningNews] = []
+    with pytest.raises(Killed):
+        imitate(two(first_steps=2000), tmp_path, news=told, on_metric=kill_at(1))
+    [alone_at] = [news.step for news in told if isinstance(news, Metric)]
+    begun_anew = [news.text for news in told if isinstance(news, Remark)]
+    if sharding == "none":
+        assert (alone_at > stopped_at, begun_anew) == (True, [])
+    else:
+        assert alone_at == 1
+        assert [text.partition(" was written ")[2] for text in begun_anew] == [
+            "by sharding and this tuning goes on without it, so it begins at the beginning."
+        ]
+        assert not list(tmp_path.glob(".iteration-0.work/checkpoint-*"))
 
 
 def test_a_dead_process_ends_the_others_and_is_told(tmp_path: Path) -> None:
@@ -186,10 +201,11 @@ def test_a_second_machine_tunes_along(tmp_path: Path, alone: tuple[Path, list[Me
     theirs = accelerate_config(tmp_path, rank=1, port=port)
     command = [sys.executable, "-m", "trainer.join", str(data), "--once", "--config-file", str(theirs)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as other:
+    stale = data / "runs" / "0" / "checkpoints" / ".task-x" / "task.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as other:  # it may find the task waiting: either is fine
         try:
-            assert other.stderr
-            assert "Waiting for imitations" in other.stderr.readline()
             path, metrics = tune(make_config(device_batch_size=2), data / "runs" / "1" / "checkpoints")
             assert other.wait(timeout=30) == 0
         finally:
@@ -207,34 +223,79 @@ def test_joining_a_folder_that_is_not_there_says_what_to_name(tmp_path: Path, ca
 # Memory
 
 
-def test_where_memory_runs_out_it_is_tried_once_more_with_half_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[tuple[int, int]] = []
+def preflight_of(config: RunConfig, processes: int) -> dict[str, Any]:
+    found = Preflight(model="m", method="full", precision="fp32", parameters=1, trainable=1, device="CPU", processes=processes)
+    return {"event": "news", **news_as_dict(found)}
 
-    def run_out(task: dict[str, Any], **options: Any) -> None:
-        settings = task["config"]["imitation"]
-        tried.append((settings["device_batch_size"], settings["batch_size"]))
-        raise OutOfMemory("There is not enough memory for tuning with 8 examples.")
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "tried"),
+    [
+        ({}, 1, [(8, 8), (4, 8)]),
+        ({"batch_size": 16, "device_batch_size": 16}, 4, [(16, 16), (2, 16)]),  # four devices hold but four each: half of that is two
+        ({"device_batch_size": 1}, 1, [(1, 8)]),
+        ({}, 0, [(8, 8)]),  # before the preflight was told: it has nothing to do with the batch
+    ],
+)
+def test_where_memory_runs_out_it_is_tried_once_more_with_half_of_what_a_device_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], processes: int, tried: list[tuple[int, int]]
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def run_out(task: dict[str, Any], *, on_event: Callable[[dict[str, Any]], None], **options: Any) -> None:
+        chosen = task["config"]["imitation"]
+        seen.append((chosen["device_batch_size"], chosen["batch_size"]))
+        if processes:
+            on_event(preflight_of(config, processes))
+        raise OutOfMemory("There is not enough memory.")
 
     monkeypatch.setattr(child_student, "run_child", run_out)
     news: list[TuningNews] = []
+    config = make_config(**settings)
 
     with pytest.raises(OutOfMemory):
-        tune(make_config(), tmp_path, on_news=news.append)
+        tune(config, tmp_path, on_news=news.append)
 
-    assert tried == [(8, 8), (4, 8)]
+    assert seen == tried
     assert [told.text for told in news if isinstance(told, Remark)] == [
-        "There is not enough memory for tuning with 8 examples. Trying once more with 4 on the device and more accumulation."
+        f"There is not enough memory. Trying once more with {size} on the device and more accumulation." for size, _ in tried[1:]
     ]
+
+
+# A disk that fills in a process that is not the first
+
+
+def test_a_disk_that_fills_for_a_later_process_is_named_too(tmp_path: Path) -> None:
+    tuning = pytest.importorskip("trainer.tuning")
+    with pytest.raises(NoSpace, match="is full"), tuning.writing_together(tmp_path / "checkpoint-4", needed=1, first=False):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # How they are started
 
 
-def test_one_process_for_each_card_is_left_to_the_launcher() -> None:
+def test_nothing_of_a_home_directory_takes_part_and_processes_are_always_named() -> None:
     command = launcher_of(make_config())
+    own = yaml.safe_load(Path(command[command.index("--config_file") + 1]).read_text())
 
     assert command[:2] == ["-m", "accelerate.commands.launch"]
-    assert "--num_processes" not in command
+    assert own == {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO"}
+    assert command[command.index("--num_processes") + 1] == "1"
+
+
+def test_one_process_for_each_card_that_a_child_would_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerated, "_count_cards", lambda: 4)
+    command = launcher_of(make_config())
+
+    assert command[command.index("--num_processes") + 1] == "4"
+    assert "--multi_gpu" in command
+
+
+def test_cards_are_counted_as_torch_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerated, "CARDS", ("/dev/null",))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    assert accelerated._count_cards() == 0
 
 
 def test_eight_cards_shard_as_the_config_says() -> None:
@@ -245,7 +306,53 @@ def test_eight_cards_shard_as_the_config_says() -> None:
     assert "--multi_gpu" not in command
 
 
-def test_a_team_s_own_accelerate_config_decides_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIONWEB_ACCELERATE_CONFIG", "/etc/two-machines.yaml")
+def test_a_team_s_own_accelerate_config_decides_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = accelerate_config(tmp_path, rank=0, port=1)
+    monkeypatch.setenv("LIONWEB_ACCELERATE_CONFIG", str(file))
 
-    assert launcher_of(make_config(processes=8)) == ["-m", "accelerate.commands.launch", "--config_file", "/etc/two-machines.yaml"]
+    assert launcher_of(make_config(processes=8)) == ["-m", "accelerate.commands.launch", "--config_file", str(file)]
+
+
+@pytest.mark.parametrize(
+    ("content", "student", "words"),
+    [
+        (None, {}, r"names .*, which cannot be read \(No such file or directory\).*unset the variable"),
+        ("a: [", {}, "it is no YAML"),
+        ("", {}, "holds no settings"),
+        ("distributed_type: FSDP", {"method": "lora"}, r"with lora each process holds the base whole.*student\.method"),
+    ],
+)
+def test_a_team_s_config_that_cannot_be_used_is_refused_with_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, student: dict[str, Any], words: str
+) -> None:
+    file = tmp_path / "accelerate.yaml"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("LIONWEB_ACCELERATE_CONFIG", str(file))
+    for asked in (launcher_of, processes_of):
+        with pytest.raises(ConfigError, match=words):
+            asked(make_config(student=student))
+
+
+# Joining
+
+
+def test_a_task_is_joined_where_somebody_is_at_it_and_a_stale_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [tmp_path / "runs" / name / "checkpoints" / ".task-x" / "task.json" for name in ("1", "2")]
+    for task in tasks:
+        task.parent.mkdir(parents=True)
+        task.write_text("{}")
+    looks: list[float] = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        os.utime(tasks[1], ns=(len(looks), len(looks)))
+        assert len(looks) < 10, "the task that somebody is at was not found"
+
+    monkeypatch.setattr(join.time, "sleep", look)
+    waiting = join.new_tasks(tmp_path)
+
+    assert next(waiting) == tasks[1]
+    with pytest.raises(AssertionError, match="not found"):
+        next(waiting)
+    assert join.find_tasks(tmp_path / "runs" / "1") == [tasks[0]]

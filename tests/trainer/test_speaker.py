@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from trainer.errors import OutOfMemory
-from trainer.models import byte_tokenizer, context_of
+from tests.speaking import save_student, tiny_config
+from trainer.checkpoints import Manifest, read_checkpoint, write_checkpoint
+from trainer.config import RunConfig
+from trainer.encoding import encode_prompts
+from trainer.errors import ConfigError, OutOfMemory
+from trainer.models import byte_tokenizer, context_of, load_base
+from trainer.records import Instruction
 from trainer.respond_loop import ResponseLoop, Row
 from trainer.respond_plan import Costs, plan_groups
-from trainer.speaker import Prompt, Reply, Speaker
+from trainer.speaker import Prompt, Reply, Speaker, load_speaker
 
 STOPS = tuple(range(250, 259))
 
@@ -130,3 +140,97 @@ def test_groups_hold_every_position_once_longest_first_and_of_like_length() -> N
     assert groups[0].positions == (1,)
     assert [group.rows for group in groups][:1] == [1]
     assert all(group.rows <= 2 for group in groups)
+
+
+# Loading
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint tuned whole, of random weights."""
+    return write_student(tmp_path_factory.mktemp("saved") / "iteration-0", tiny_config())
+
+
+def write_student(folder: Path, config: RunConfig) -> Path:
+    manifest = Manifest(
+        config=config.as_dict(), method="full", base="scratch-llama", revision="", iteration=0, step=1, first_loss=2, last_loss=1, seed=1
+    )
+    write_checkpoint(folder, manifest, lambda folder: save_student(folder) and None, weight_bytes=1)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_checkpoint_answers_nothing_and_names_the_file(saved: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "iteration-0"
+    shutil.copytree(saved, copy)
+    data = (copy / name).read_bytes()
+    (copy / name).write_bytes(data[:-2] + b"??")
+
+    with pytest.raises(ConfigError, match=rf"iteration-0 is damaged: {name} is not what was written.*Restore it from the team's storage"):
+        load_speaker(tiny_config(), copy)
+
+
+def test_weights_that_cannot_be_read_are_not_blamed_on_a_setting(tmp_path: Path) -> None:
+    folder = save_student(tmp_path / "student")  # without a manifest: nothing to hold it against
+    (folder / "model.safetensors").write_bytes(b"no weights")
+
+    with pytest.raises(ConfigError, match=r"The checkpoint .*student cannot be loaded .* run its imitation again") as caught:
+        load_speaker(tiny_config(), folder)
+    assert caught.value.fields == {}
+
+
+def test_an_adapter_on_a_damaged_checkpoint_says_which(saved: Path, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "iteration-0", tmp_path / "iteration-1"
+    shutil.copytree(saved, base)
+    manifest = replace(read_checkpoint(base), method="lora", base=str(base))
+    write_checkpoint(adapter, manifest, lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"x") and None, weight_bytes=1)
+    (base / "model.safetensors").write_bytes(b"no weights")
+
+    with pytest.raises(ConfigError, match=r"iteration-0 is damaged: model\.safetensors"):
+        load_speaker(tiny_config(), adapter)
+
+
+def student_config(model: Path) -> RunConfig:
+    config = tiny_config()
+    return replace(config, student=replace(config.student, model=str(model)))
+
+
+def test_a_folder_that_holds_no_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^The folder {tmp_path} holds no model \(no config\.json\)\.") as caught:
+        load_speaker(student_config(tmp_path), None)
+    assert set(caught.value.fields) == {"student.model"}
+
+
+@pytest.mark.parametrize("ask", [load_speaker, lambda config, start: load_base(config, config.student.model, "", dtype=None)])
+def test_an_adapter_is_no_way_round_what_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Any) -> None:
+    allowed = tmp_path / "allowed"
+    byte_tokenizer().save_pretrained(allowed)
+    (allowed / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(save_student(tmp_path / "elsewhere"))}))
+    monkeypatch.setenv("LIONWEB_STUDENT_SOURCES", str(allowed))
+
+    with pytest.raises(ConfigError, match="is an adapter and no whole model"):
+        ask(student_config(allowed), None)
+
+
+def test_an_adapter_of_the_hub_is_no_way_round_it_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tmp_path / "adapter_config.json"
+    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", lambda name, **options: str(found))
+
+    with pytest.raises(ConfigError, match="acme/adapter is an adapter and no whole model"):
+        load_base(student_config(Path("acme/adapter")), "acme/adapter", "", dtype=None)  # type: ignore[arg-type]
+
+
+def test_a_context_by_another_name_is_known() -> None:
+    from transformers import GPT2Config, LlamaConfig, MptConfig
+
+    configs = [MptConfig(max_seq_len=321), GPT2Config(n_positions=322), LlamaConfig(max_position_embeddings=323)]
+    assert [context_of(SimpleNamespace(config=config)) for config in configs] == [321, 322, 323]
+
+
+def test_a_chat_template_that_fails_says_what_to_do() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('Only with a system message') }}"
+
+    with pytest.raises(ConfigError, match=r"Only with a system message.*student\.template to 'paper'") as caught:
+        encode_prompts(tokenizer, [Instruction(key="a", text="x")], template="chat")
+    assert set(caught.value.fields) == {"student.template"}

@@ -52,7 +52,7 @@ def test_durations_are_told_in_their_two_largest_units():
 
 
 def test_sizes_are_told_in_powers_of_a_thousand():
-    assert [file_size(n) for n in (0, 999, 1_500, 2_400_000)] == ["0 bytes", "999 bytes", "1.5 kB", "2.4 MB"]
+    assert [file_size(n) for n in (0, 999, 1_536, 3 * 2**20, 5 * 2**29)] == ["0 bytes", "999 bytes", "2 KiB", "3 MiB", "2.50 GiB"]
 
 
 def test_a_difference_has_its_sign_unless_it_is_none():

@@ -106,6 +106,31 @@ def test_a_checkpoint_from_before_manifests_has_a_page_all_the_same(client_of, p
     assert "vllm serve" not in page
 
 
+def test_an_adapter_whose_base_is_nowhere_points_at_its_merged_export(client_of, run, person, data):
+    write_files(of(run, 0), method="lora", base="scratch-llama")
+    page = body(client_of("member").get(url(run, 0)))
+    assert "of no use alone" in text_of(page)
+    for useless in ("vllm serve", "AutoPeft", "from_pretrained", "Export the adapter"):
+        assert useless not in page
+    errand = exported(run, 0, person, x=b"1")
+    page = body(client_of("member").get(url(run, 0)))
+    merged = checkpoint_files.export_folder(errand)
+    assert f"vllm serve {merged} " in page
+    assert f'AutoModelForCausalLM.from_pretrained("{merged}")' in text_of(page)
+    assert "AutoPeft" not in page
+    assert "--enable-lora" not in page
+    client_of("member").post(url(run, 0, f"errands/{errand.pk}/delete"))
+    assert "vllm serve" not in body(client_of("member").get(url(run, 0)))
+
+
+def test_another_adapter_is_served_and_loaded_on_its_base(client_of, run):
+    write_files(of(run, 0), method="lora")
+    page = body(client_of("member").get(url(run, 0)))
+    assert "of no use alone" not in page
+    for useful in ("vllm serve acme/base-1b", "AutoPeftModelForCausalLM.from_pretrained", "Export the adapter"):
+        assert useful in page
+
+
 def test_a_missing_file_shows_before_anybody_verifies(client_of, run):
     (checkpoint_files.folder_of(of(run, 0)) / "config.json").unlink()
     assert "config.json missing" in text_of(body(client_of("viewer").get(url(run, 0))))
@@ -250,6 +275,16 @@ def test_a_deleted_export_is_gone_and_says_so(client_of, run, person):
     assert download(client, run, 0, errand).status_code == 404
 
 
+def test_what_a_killed_export_left_can_be_deleted(client_of, run, person):
+    errand = exported(run, 0, person, x=b"1")
+    Errand.objects.filter(pk=errand.pk).update(state=JobState.CRASHED, reason="Worker one was not heard of any more. Ask again.")
+    client = client_of("member")
+    assert f"errands/{errand.pk}/delete" in body(client.get(url(run, 0)))
+    client.post(url(run, 0, f"errands/{errand.pk}/delete"))
+    assert not checkpoint_files.export_folder(errand).exists()
+    assert f"errands/{errand.pk}/delete" not in body(client.get(url(run, 0)))
+
+
 # Deleting
 
 
@@ -327,6 +362,6 @@ def test_more_checkpoints_and_errands_take_no_more_queries(client_of, run, perso
     def more():
         make.make_finished_run(person("member"), name="another")
 
-    assert asks_the_same_of(client, "/checkpoints/?keep_last=1", after=more) <= 14
+    assert asks_the_same_of(client, "/checkpoints/?keep_last=1", after=more) <= 15
     exported(run, 0, person)
     assert asks_the_same_of(client, url(run, 0), after=lambda: [exported(run, 0, person) for _ in range(5)]) <= 14

@@ -6,7 +6,9 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
+from experiments.board import others_running
 from experiments.models import Job, Pace
+from experiments.views.home import MOST_SHOWN
 from tests import make
 from tests.web.pages import asks_the_same_of, body, links, text_of, total
 from trainer.plan import Stage, Step
@@ -135,12 +137,30 @@ def test_a_run_at_its_budget_that_somebody_asked_to_stop_waits_for_nobody(client
     assert "The budget is spent." not in body(client_of("viewer").get("/"))
 
 
-@pytest.mark.parametrize(("owner", "leaves"), [("member", True), ("admin", False)])
-def test_a_failure_leaves_once_the_owner_has_launched_another_run_of_the_experiment(client_of, person, owner, leaves):
-    run = make.make_run(person("member"))
-    make.make_job(run.iterations.get(number=0), Stage.IMITATION, Step.TEACHER_RESPONSES, state="failed", reason="No key.")
-    make.make_run(person(owner), name="another")
-    assert ("No key." in body(client_of("viewer").get("/"))) is not leaves
+def failed_at(run, when) -> Job:
+    iteration = run.iterations.get(number=0)
+    return make.make_job(
+        iteration, Stage.IMITATION, Step.TEACHER_RESPONSES, state="failed", reason=f"{run.name} has no key.", ended_at=when
+    )
+
+
+def test_a_failure_waits_for_somebody_whatever_its_owner_launched_since_until_it_is_a_week_old(client_of, person):
+    now = timezone.now()
+    for name, days in (("old", 8), ("new", 1)):
+        failed_at(make.make_run(person("member"), name=name), now - timedelta(days=days))
+    make.make_run(person("member"), name="another")
+    page = body(client_of("viewer").get("/"))
+    assert "new has no key." in page
+    assert "old has no key." not in page
+
+
+def test_the_newest_failures_come_first_and_the_others_are_in_the_list_of_jobs(client_of, person):
+    for i in range(MOST_SHOWN + 1):
+        failed_at(make.make_run(person("member"), name=f"run-{i}"), timezone.now())
+    page = body(client_of("viewer").get("/"))
+    assert page.index(f"run-{MOST_SHOWN} has no key.") < page.index("run-1 has no key.")
+    assert "run-0 has no key." not in page
+    assert ("/jobs/?state=failed", "More failed jobs") in links(page)
 
 
 # What runs, and how well
@@ -166,6 +186,12 @@ def test_a_job_that_waits_is_told_how_many_run_before_it_and_leads_to_them(clien
     assert total(body(client.get("/jobs/?state=running&queue=teacher"))) == 3
 
 
+def test_a_job_that_was_taken_up_meanwhile_is_not_in_its_own_way(running):
+    seen = [Job.objects.get(pk=running.pk)]
+    seen[0].state = "queued"
+    assert others_running(seen) == {}
+
+
 def test_jobs_of_another_queue_are_in_nobodys_way(client_of, person, running):
     waiting = make.make_run_until(person("member"), 0, Step.TUNING, name="waiting")
     make.make_job(waiting.iterations.get(number=0), Stage.IMITATION, Step.TUNING, state="queued", worker="")
@@ -180,7 +206,7 @@ def test_a_worker_that_misses_its_heartbeats_is_told_of_and_no_time_left_is_made
     Job.objects.update(lease_expires_at=lease_ends)
     for url in ("/live", f"/runs/{running.stage.iteration.run_id}/live"):
         page = text_of(body(client_of("viewer").get(url)))
-        assert f"its worker has not been heard of for {silent.total_seconds():.0f} s" in page, url
+        assert f"no sign of life from its worker for {silent.total_seconds():.0f} s" in page, url
         assert " left" not in page, url
         assert " / s" not in page, url
 
@@ -189,7 +215,7 @@ def test_a_heartbeat_that_is_a_little_late_worries_nobody(client_of, running):
     late = timedelta(seconds=settings.LIONWEB_HEARTBEAT_S)
     Job.objects.update(lease_expires_at=timezone.now() - late + timedelta(seconds=settings.LIONWEB_LEASE_S))
     page = text_of(body(client_of("viewer").get("/live")))
-    assert "been heard of" not in page
+    assert "no sign of life" not in page
     assert "left" in page
 
 

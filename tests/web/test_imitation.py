@@ -114,6 +114,11 @@ def test_a_preflight_of_another_version_breaks_no_page(iteration, client_of, run
 # The first batch
 
 
+def test_a_batch_larger_than_the_pool_says_that_examples_repeat(iteration, client_of, run):
+    make.make_imitation(iteration, found=make.make_preflight(**{**make.COUNTED, "examples": 5}))
+    assert "8 places, filled from 5 examples, some more than once; 1 shown." in text_of(body(client_of("viewer").get(f"/runs/{run.pk}/")))
+
+
 def test_the_first_batch_shows_what_is_learnt_and_what_is_only_read_letter_for_letter(iteration, client_of, run):
     pieces = (("<s>[INST] <script>alert(1)</script>\n\n  two  spaces [/INST]", False), ("&amp; yes\t</s>", True))
     make.make_imitation(iteration, batch=make.make_first_batch(*pieces))
@@ -263,6 +268,10 @@ def test_a_stopped_tuning_says_where_and_offers_to_go_on_or_to_use_its_save(clie
     notice = page[page.index('id="stopped-0"') :]
     assert f'action="/runs/{run.pk}/resume"' in notice
     assert f'action="/runs/{run.pk}/use-save"' in notice
+
+
+def test_a_save_to_go_on_from_has_the_only_button_that_resumes(client_of, run, stopped):
+    assert body(client_of("member").get(f"/runs/{run.pk}/")).count(f'action="/runs/{run.pk}/resume"') == 1
 
 
 def test_a_viewer_is_told_of_the_save_and_offered_nothing(client_of, run, stopped):

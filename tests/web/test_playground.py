@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.test import Client
 from django.utils import timezone
 
@@ -45,7 +47,12 @@ def begin(question: Question) -> Errand:
     """As a worker that has taken the question up."""
     errand = question.answers.get(speaker=Speaker.CHECKPOINT).errand
     assert errand
-    values = {"state": JobState.RUNNING, "worker": "host/7/9", "lease_expires_at": timezone.now(), "started_at": timezone.now()}
+    values = {
+        "state": JobState.RUNNING,
+        "worker": "host/7/9",
+        "lease_expires_at": timezone.now() + timedelta(minutes=5),
+        "started_at": timezone.now(),
+    }
     Errand.objects.filter(pk=errand.pk).update(**values)
     return errand
 
@@ -260,3 +267,24 @@ def test_a_reloaded_post_leads_back_to_its_page(client_of, checkpoint, rest):
     question = ask(checkpoint)
     rest = rest if rest == "/ask" else f"/{question.pk}/stop"
     assert client_of("member").get(url(checkpoint, rest)).status_code == 302
+
+
+def test_an_empty_answer_is_said_to_be_one_and_leaves_no_stray_dot(client_of, checkpoint):
+    question = ask(checkpoint)
+    begin(question)
+    answer = question.answers.get()
+    playground.keep_said(answer, " ", tokens=0, seconds=0.01)
+    page = page_of(client_of("viewer"), url(checkpoint, f"/{question.pk}/"))
+    assert "(it ended at once: an empty answer)" in text_of(page)
+    numbers = page[page.index("answer-numbers") :].split("</p>")[0]
+    assert "\N{MIDDLE DOT}" not in numbers
+    assert "0.0 s" not in numbers
+    Answer.objects.filter(pk=answer.pk).update(text="A", tokens=1, seconds=0.5)
+    assert "1 token \N{MIDDLE DOT} 0.5 s" in text_of(page_of(client_of("viewer"), url(checkpoint, f"/{question.pk}/")))
+
+
+def test_a_worker_that_is_silent_is_told_of(client_of, checkpoint):
+    question = ask(checkpoint)
+    errand = begin(question)
+    Errand.objects.filter(pk=errand.pk).update(lease_expires_at=timezone.now() + timedelta(seconds=settings.LIONWEB_LEASE_S - 15))
+    assert "No sign of life from its worker for 15 s" in text_of(page_of(client_of("viewer"), url(checkpoint, f"/{question.pk}/")))
