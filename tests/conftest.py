@@ -7,7 +7,7 @@ share the tests (pytest-xdist), each has its own data folder and its own server,
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import pytest
 
 from lionweb import embedded
 from tests import stack
+from trainer.text import storable
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
@@ -58,6 +59,14 @@ def pytest_xdist_setupnodes() -> None:
     """The processes that are started now get the environment as it was given: each makes its own of it, as this one did."""
     os.environ.clear()
     os.environ.update(GIVEN_ENVIRONMENT)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Reports go from process to process as UTF-8: half a surrogate pair that a test logged would end the process."""
+    report = yield
+    report.sections = [(name, storable(text)) for name, text in report.sections]
+    return report
 
 
 def pytest_unconfigure() -> None:
