@@ -67,21 +67,21 @@ def pool_chart(board: Board) -> Chart:
     url = reverse("run_instructions", args=[board.run.pk])
     iterations = board.judged
     numbers = [i.number for i in iterations]
-    figure = _figure(x_title="Iteration", y_title="Instructions judged", barmode="stack")
+    figure = start_figure(x_title="Iteration", y_title="Instructions judged", barmode="stack")
     for label in ("hard", "easy", "quarantined"):
         counts = [getattr(i.row, label) for i in iterations]
         links = [f"{url}?iteration={n}&verdict={label}" for n in numbers]
         pattern = {"shape": "/", "size": 5, "solidity": 0.4} if label == "quarantined" else None
         figure.add_bar(x=numbers, y=counts, name=label, customdata=links, meta={"token": label}, marker={"pattern": pattern}, width=0.5)
-    _whole_numbers(figure, [i.number for i in board.iterations[1:]])
+    whole_numbers(figure, [i.number for i in board.iterations[1:]])
     last = iterations[-1].row if iterations else None
     summary = f"In the last judged iteration {last.hard} hard, {last.easy} easy, {last.quarantined} quarantined." if last else ""
-    return Chart(id="pool-chart", title="What the referee found", summary=summary, figure=_plain(figure))
+    return Chart(id="pool-chart", title="What the referee found", summary=summary, figure=plain(figure))
 
 
 def loss_chart(board: Board) -> Chart:
     """The loss over all steps so far, iteration after iteration."""
-    figure = _figure(x_title="Step", y_title="Loss on responses")
+    figure = start_figure(x_title="Step", y_title="Loss on responses")
     metrics, offset, every = board.metrics, 0, _every(board.metrics)
     for imitation in reversed(board.imitations):
         number, steps = imitation.number, imitation.metrics
@@ -104,7 +104,7 @@ def loss_chart(board: Board) -> Chart:
         offset += steps[-1].step  # not those planned: a save may have become the checkpoint before the last
     figure.update_layout(margin={"t": 24})
     summary = f"The loss went from {metrics[0].loss:.2f} to {metrics[-1].loss:.2f}." if metrics else ""
-    return Chart(id="loss-chart", title="Loss", summary=summary, figure=_plain(figure), note=_thinning_note(every))
+    return Chart(id="loss-chart", title="Loss", summary=summary, figure=plain(figure), note=_thinning_note(every))
 
 
 CURVES = (
@@ -131,7 +131,7 @@ def _curve(imitation: ImitationView, field: str, title: str, *, smooth: bool) ->
     """One value over the steps; smoothed, the line itself stands faint behind."""
     logged = [(metric.step, value) for metric in imitation.metrics if (value := getattr(metric, field)) is not None]
     every, over = _every(logged), min(SMOOTHED_OVER, len(logged) // 10) if smooth else 0
-    figure = _figure(x_title="Step", y_title="", height=190, margin={"l": 44, "r": 8, "t": 6, "b": 34}, showlegend=False)
+    figure = start_figure(x_title="Step", y_title="", height=190, margin={"l": 44, "r": 8, "t": 6, "b": 34}, showlegend=False)
     figure.update_yaxes(exponentformat="e")
     averages = ema([value for _, value in logged], over=over)
     lines = [("each log", logged, 0.3), ("smoothed", [(step, mean) for (step, _), mean in zip(logged, averages, strict=True)], 1.0)]
@@ -143,7 +143,7 @@ def _curve(imitation: ImitationView, field: str, title: str, *, smooth: bool) ->
     notes = [f"smoothed over {over} logs, each log faint" if over > 1 else "", _thinning_note(every)]
     summary = f"{title}: from {logged[0][1]:.4g} to {logged[-1][1]:.4g}." if logged else ""
     id = f"{field.replace('_', '-')}-{imitation.number}"
-    return Chart(id=id, title=title, summary=summary, figure=_plain(figure), note="; ".join(filter(None, notes)))
+    return Chart(id=id, title=title, summary=summary, figure=plain(figure), note="; ".join(filter(None, notes)))
 
 
 def ema(values: Sequence[float], *, over: int) -> list[float]:
@@ -176,38 +176,38 @@ def _thinning_note(every: int) -> str:
 
 def score_chart(board: Board) -> Chart:
     """The macro score of each benchmark after each iteration, with its 95 % interval."""
-    figure = _figure(x_title="Iteration", y_title="Macro score, %")
+    figure = start_figure(x_title="Iteration", y_title="Macro score, %")
     scores = board.scores
     for i, (name, rows) in enumerate(_by_benchmark(scores).items()):
         _add_scores(figure, rows, name=name, token="student" if i == 0 else f"run-{i % RUN_COLOURS + 1}")
     figure.update_yaxes(range=[0, 102])
     figure.update_layout(showlegend=len(_by_benchmark(scores)) > 1)
-    _whole_numbers(figure, [i.number for i in board.iterations])
+    whole_numbers(figure, [i.number for i in board.iterations])
     summary = "; ".join(f"{s.benchmark} after iteration {s.iteration.number}: {100 * s.value:.1f} %" for s in scores)
-    return Chart(id="score-chart", title="Benchmark scores", summary=summary, figure=_plain(figure))
+    return Chart(id="score-chart", title="Benchmark scores", summary=summary, figure=plain(figure))
 
 
 def overlay_chart(id: str, title: str, y_title: str, runs: Sequence[Run], values: Mapping[int, Mapping[int, float]]) -> Chart:
     """One value of each iteration (run id -> iteration number -> value), a line a run."""
-    figure = _figure(x_title="Iteration", y_title=y_title)
+    figure = start_figure(x_title="Iteration", y_title=y_title)
     for i, run in enumerate(runs):
         points = sorted(values.get(run.pk, {}).items())
         x, y = [number for number, _ in points], [value for _, value in points]
         figure.add_scatter(x=x, y=y, name=escape_label(run.name), mode="lines+markers", meta={"token": run_token(i)})
-    _whole_numbers(figure, sorted({number for points in values.values() for number in points}))
-    return Chart(id=id, title=title, summary=f"{title} of {', '.join(run.name for run in runs)}.", figure=_plain(figure))
+    whole_numbers(figure, sorted({number for points in values.values() for number in points}))
+    return Chart(id=id, title=title, summary=f"{title} of {', '.join(run.name for run in runs)}.", figure=plain(figure))
 
 
 def overlay_scores(benchmark: str, runs: Sequence[Run], scores: Sequence[BenchmarkScore]) -> Chart:
     """The macro score of one benchmark, a line a run, with 95 % intervals."""
-    figure = _figure(x_title="Iteration", y_title="Macro score, %")
+    figure = start_figure(x_title="Iteration", y_title="Macro score, %")
     for i, run in enumerate(runs):
         rows = [score for score in scores if score.benchmark == benchmark and score.iteration.run_id == run.pk]
         _add_scores(figure, rows, name=run.name, token=run_token(i))
     figure.update_yaxes(range=[0, 102])
-    _whole_numbers(figure, sorted({score.iteration.number for score in scores}))
+    whole_numbers(figure, sorted({score.iteration.number for score in scores}))
     summary = f"Scores of {', '.join(run.name for run in runs)}."
-    return Chart(id=f"scores-{benchmark}", title=f"Scores on {benchmark.replace('_', ' ')}", summary=summary, figure=_plain(figure))
+    return Chart(id=f"scores-{benchmark}", title=f"Scores on {benchmark.replace('_', ' ')}", summary=summary, figure=plain(figure))
 
 
 def hard_share(labels: Mapping[str, int]) -> float | None:
@@ -238,21 +238,23 @@ def _add_scores(figure: go.Figure, rows: Sequence[BenchmarkScore], *, name: str,
     )
 
 
-def _figure(*, x_title: str, y_title: str, **layout: Any) -> go.Figure:
+def start_figure(*, x_title: str, y_title: str, **layout: Any) -> go.Figure:
+    """A figure with two axes in the look that all share."""
     figure = go.Figure(layout={"template": TEMPLATE, **layout})
     figure.update_xaxes(title_text=x_title)
     figure.update_yaxes(title_text=y_title)
     return figure
 
 
-def _whole_numbers(figure: go.Figure, numbers: Sequence[int]) -> None:
+def whole_numbers(figure: go.Figure, numbers: Sequence[int]) -> None:
     """Iterations are whole: no ticks between them."""
     if len(numbers) <= 12:
         figure.update_xaxes(tickmode="array", tickvals=list(numbers))
     figure.update_xaxes(range=[min(numbers) - 0.5, max(numbers) + 0.5] if numbers else None)
 
 
-def _plain(figure: go.Figure) -> dict[str, Any]:
+def plain(figure: go.Figure) -> dict[str, Any]:
+    """A figure as data for `json_script`."""
     plain: dict[str, Any] = figure.to_plotly_json()
     plain["layout"]["template"] = TEMPLATE.to_plotly_json()
     return {"data": [dict(trace) for trace in plain["data"]], "layout": plain["layout"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,18 @@ from experiments.budget_form import CallsField, DollarsField
 from experiments.config_table import Spec, exact, flatten, specs
 from experiments.models import Experiment, Run, SeedPool
 from experiments.querysets_calls import endpoints_offered
-from trainer.config import OFFLINE_URL, PRESETS, ROLES, EndpointConfig, RunConfig, config_from_dict, load_preset, preset_names, sections
+from trainer.config import (
+    OFFLINE_URL,
+    PRESETS,
+    ROLES,
+    EndpointConfig,
+    RunConfig,
+    config_from_dict,
+    load_preset,
+    preset_names,
+    read_panel,
+    sections,
+)
 from trainer.errors import ConfigError
 from trainer.plan import Stage
 
@@ -47,6 +58,7 @@ APART = frozenset({"name", "seed_pool", "teacher.endpoint", "referee.endpoint", 
 
 SECTION_WORDS = {
     "loop": "Loop",
+    "discrimination": "Discrimination",
     "teacher": "Teacher",
     "referee": "Referee",
     "generator": "Generator",
@@ -239,7 +251,7 @@ class LaunchForm(forms.Form):
         chosen["judge"] = cleaned.get("judge_endpoint") or ""  # none of its own: the referee's
         for role, endpoint in chosen.items():
             _put(data, f"{role}.endpoint", endpoint)
-        used = {name for name in chosen.values() if name in self._endpoints}
+        used = {name for name in {*chosen.values(), *_panel(cleaned.get("discrimination.panel"))} if name in self._endpoints}
         data["endpoints"] = {name: asdict(self._endpoints[name]) for name in sorted(used)}
         return data
 
@@ -247,6 +259,14 @@ class LaunchForm(forms.Form):
         labels = dict(self.fields["seed_pool"].choices)  # type: ignore[attr-defined]
         chosen = cleaned.get("seed_pool") or DEMO_POOL
         return chosen if chosen == DEMO_POOL else str(labels.get(chosen, chosen))
+
+
+def _panel(text: Any) -> Iterable[str]:
+    """The endpoints a panel names; none where it cannot be read, which the config then refuses with the reason."""
+    try:
+        return read_panel(text or "")
+    except ValueError:
+        return ()
 
 
 ROLES_WITH_ENDPOINT = {

@@ -92,6 +92,12 @@ def cache_pool(run: Run, iteration: int) -> QuerySet[Instruction]:
     return run.instructions.filter(iteration__number__lt=iteration).select_related("iteration", "parent").order_by("position")
 
 
+def tau_of(run: Run, iteration: int, *, default: float) -> float:
+    """The threshold of an iteration: the last one that a person set for it or an earlier one, else the config's."""
+    last = run.thresholds.filter(iteration__lte=iteration).order_by("-iteration").values_list("tau", flat=True).first()
+    return default if last is None else last
+
+
 def iterations_with_counts(run: Run) -> QuerySet[Iteration]:
     """A run's iterations with what each page shows of them; judged = hard + easy + quarantined, always."""
 

@@ -27,10 +27,13 @@ from trainer.addresses import AddressGuard
 from trainer.benchmarks import get_benchmark
 from trainer.child_student import ChildStudent
 from trainer.config import RunConfig
+from trainer.contamination import HeldOut
 from trainer.endpoints import EndpointRoles, open_roles
 from trainer.errors import BudgetSpent, Cancelled, ChildDied, ConfigError, OutOfMemory, TrainerError
+from trainer.held_out import held_out_items
 from trainer.loop import run_step
 from trainer.plan import Planned, Stage, Step
+from trainer.pools import judged_pool
 from trainer.records import Label
 from trainer.roles import Student
 from trainer.served_student import with_server
@@ -114,9 +117,10 @@ def _items(planned: Planned, book: PostgresBook, config: RunConfig) -> tuple[int
             return sum(i.key in answered and not answered[i.key].failure for i in pool), len(pool)
         case Step.JUDGEMENTS:
             verdicts = book.verdicts(planned.iteration).values()
-            return sum(verdict.label is not Label.QUARANTINED for verdict in verdicts), len(book.cache_pool(planned.iteration))
+            settled = sum(verdict.left_out or verdict.label is not Label.QUARANTINED for verdict in verdicts)
+            return settled, len(judged_pool(book.cache_pool(planned.iteration), planned.iteration, config=config))
         case Step.STUDENT_RESPONSES:
-            return done, len(book.cache_pool(planned.iteration))
+            return done, len(judged_pool(book.cache_pool(planned.iteration), planned.iteration, config=config))
         case Step.CANDIDATES:
             return done, config.loop.new_per_iteration
         case Step.BENCHMARKS:
@@ -155,6 +159,9 @@ class JobDesk:
 
     def _cancelled(self) -> bool:
         return self._pulse.cancelled
+
+    def held_out(self) -> HeldOut:
+        return HeldOut(held_out_items(settings.LIONWEB_DATA / "benchmarks", self._book.config))
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(self._cancellable(work))

@@ -5,6 +5,7 @@ from experiments.views import (
     compare,
     endpoints,
     experiments,
+    flow,
     home,
     instructions,
     jobs,
@@ -12,6 +13,7 @@ from experiments.views import (
     ledger,
     playground,
     pools,
+    referee,
     runs,
 )
 
@@ -31,6 +33,11 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/scores/<str:benchmark>/<int:number>/", runs.run_scores, name="run_scores"),
     path("runs/<int:run_id>/instructions", instructions.run_instructions, name="run_instructions"),
     path("runs/<int:run_id>/candidates", instructions.run_candidates, name="run_candidates"),
+    path("runs/<int:run_id>/flow", flow.run_flow, name="run_flow"),
+    path("runs/<int:run_id>/referee", referee.run_referee, name="run_referee"),
+    path("runs/<int:run_id>/referee/tau", referee.run_tau, name="run_tau"),
+    path("runs/<int:run_id>/referee/leave-out", referee.run_leave_out, name="run_leave_out"),
+    path("runs/<int:run_id>/referee/<int:verdict_id>/score", referee.run_score_by_hand, name="run_score_by_hand"),
     path("runs/<int:run_id>/ledger", ledger.run_ledger, name="run_ledger"),
     path("runs/<int:run_id>/completions", ledger.run_completions, name="run_completions"),
     path("runs/<int:run_id>/budget", ledger.run_budget, name="run_budget"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from trainer.contamination import HeldOut
 from trainer.records import BenchmarkItem, Completion, Example, Instruction, Judgement, Metric, Order, Preflight, Response, TuningNews
 from trainer.roles import CheckpointInfo
 
@@ -57,7 +58,9 @@ class FakeReferee:
         self._bias = bias
         self._unreadable = unreadable
 
-    async def judge(self, instruction: Instruction, *, teacher: Response, student: Response, order: Order) -> Judgement:
+    async def judge(
+        self, instruction: Instruction, *, teacher: Response, student: Response, order: Order, referee: str = "", sample: int = 0
+    ) -> Judgement:
         self.asked.append((instruction.key, order))
         await asyncio.sleep(0)
         if instruction.key in self._unreadable:
@@ -75,6 +78,8 @@ class FakeReferee:
 
 class FakeGenerator:
     """Writes a text from the parent's text and the sample number; `write` may say something else."""
+
+    prompt = "generator 1"
 
     def __init__(self, write: Callable[[Instruction, bool, int], str | None] | None = None) -> None:
         self.asked: list[tuple[str, bool, int]] = []
@@ -142,6 +147,9 @@ class FakeDesk:
 
     def student(self, *, iteration: int, start: Path | None) -> FakeStudent:
         return FakeStudent(self.folder / "checkpoints", start)
+
+    def held_out(self) -> HeldOut:
+        return HeldOut()
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)

@@ -18,9 +18,11 @@ from typing import Any
 from trainer.accelerated import wants_several
 from trainer.child_student import ChildStudent
 from trainer.config import OFFLINE_URL, PRESETS, RunConfig, config_from_dict, load_config, preset_names
+from trainer.contamination import HeldOut
 from trainer.endpoints import EndpointRoles, open_roles
 from trainer.errors import Cancelled, ConfigError, TrainerError
 from trainer.folder import FolderBook, locked
+from trainer.held_out import held_out_items
 from trainer.jsonl import write_json
 from trainer.loop import distil
 from trainer.plan import Planned
@@ -64,6 +66,10 @@ class ShellDesk:
     @property
     def use_saved(self) -> bool:
         return False
+
+    def held_out(self) -> HeldOut:
+        folder = os.environ.get("LIONWEB_BENCHMARKS", "")
+        return HeldOut(held_out_items(Path(folder) if folder else None, self._config))
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)

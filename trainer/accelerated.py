@@ -106,7 +106,7 @@ def _require_shardable(config: RunConfig, *, sharded: bool) -> None:
         f"The worker's accelerate config shards the weights (FSDP), which is for full tuning; with {config.student.method} each process "
         f"holds the base whole. Set student.method to full, or give the worker a {CONFIG_VARIABLE} with distributed_type MULTI_GPU."
     )
-    raise ConfigError(text, fields={"student.method": text})
+    raise ConfigError(text)
 
 
 def wants_several(config: RunConfig) -> bool:

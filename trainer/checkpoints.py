@@ -30,7 +30,7 @@ MANIFEST = "lionweb.json"
 SPARE_BYTES = 16 * 2**20
 """What a checkpoint needs beside its weights: tokenizer, configs, the file system's own needs."""
 
-MEND_CHECKPOINT = "Restore it from the team's storage or another copy, or run its imitation again."
+MEND_CHECKPOINT = "Restore it from the team's storage or another copy, or launch a new run."
 """What to do about a checkpoint that is damaged."""
 
 _FULL_DISK_WORDS = ("no space left", "os error 28", "disk quota exceeded", "pytorchstreamwriter failed")
@@ -192,9 +192,9 @@ def read_checkpoint(path: Path) -> Manifest:
         known = {f.name for f in fields(Manifest)}
         return Manifest(**{name: value for name, value in data.items() if name in known})
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"There is no checkpoint at {path}: {MANIFEST} is missing. Choose another, or run its imitation again.") from None
+        raise ConfigError(f"There is no checkpoint at {path}: {MANIFEST} is missing. Choose another, or launch a new run.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path / MANIFEST} cannot be read: {error}. Restore it from a copy, or run its imitation again.") from None
+        raise ConfigError(f"{path / MANIFEST} cannot be read: {error}. Restore it from a copy, or launch a new run.") from None
 
 
 def find_checkpoint(path: Path) -> Manifest | None:
@@ -231,8 +231,11 @@ def require_loadable(path: Path) -> Manifest:
     """The same, and where the checkpoint is an adapter on another checkpoint, of that one too."""
     manifest = require_whole(path)
     base = Path(manifest.base)
-    if manifest.method != "full" and base.is_absolute() and find_checkpoint(base):
-        require_whole(base)
+    if manifest.method != "full" and base.is_absolute():
+        if find_checkpoint(base):
+            require_whole(base)
+        elif not base.is_dir():
+            raise ConfigError(f"{base}, which the adapter {path} is on, is not there any more. Bring it back, or launch a new run.")
     return manifest
 
 

@@ -7,6 +7,7 @@ help text says otherwise.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -93,10 +94,16 @@ class LoopConfig:
     candidate_rules: str = setting(
         "paper",
         label="Other rejection rules",
-        choices=("paper", "code"),
+        choices=("paper", "code", "strict"),
         paper="paper",
         help="paper: similarity, empty and cut-off only. code: also the filters of the authors' code "
-        "(3 words or fewer, the word 'instruction', odd first character).",
+        "(3 words or fewer, the word 'instruction', odd first character). strict: also what is no instruction (a refusal, talk about the "
+        "task, an answer to it) and what is in another language than its parent.",
+    )
+    decontaminate: bool = setting(
+        True,
+        label="Decontamination",
+        help="Reject what shares 13 words in a row with an item of an imported benchmark, or is above 0.7 ROUGE-L of one of its questions.",
     )
     attempts_per_new: float = setting(
         4.0,
@@ -106,6 +113,76 @@ class LoopConfig:
         high=100,
         help="A stage that cannot reach its number ends after this many attempts for each one wanted. The paper has no cap.",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminationConfig:
+    """How the cache pool is judged; the threshold is `loop.tau`. By default as in the paper: all of it, jointly, in both orders, once."""
+
+    scoring: str = setting(
+        "joint",
+        label="Scoring",
+        choices=("joint", "pointwise"),
+        paper="joint",
+        help="joint: the referee reads both responses and scores both. pointwise: it reads each alone, and there is no order to prefer.",
+    )
+    orders: str = setting(
+        "both",
+        label="Orders",
+        choices=("both", "teacher_first", "student_first"),
+        paper="both",
+        help="both: each instruction is judged twice with the responses swapped, and the means are compared. One order costs half, and "
+        "what the referee prefers by place stays in the verdicts. Pointwise scoring has no order.",
+    )
+    samples: int = setting(
+        1, label="Samples of each judgement", unit="judgements", low=1, high=20, paper="1", help="Several are averaged; each is paid."
+    )
+    panel: str = setting(
+        "",
+        label="Panel of referees",
+        paper="",
+        help="Endpoints with their weights, as `gpt: 2, other: 1`: each of them judges, and d is their weighted mean. Empty: the referee "
+        "alone.",
+    )
+    sample: int = setting(
+        0,
+        label="Judge at most",
+        unit="instructions",
+        low=0,
+        high=10_000_000,
+        paper="0",
+        help="A random sample of so many of the cache pool in each iteration. 0: all of it.",
+    )
+    most_quarantined: float = setting(
+        0.2,
+        label="Most quarantined",
+        unit="share",
+        low=0,
+        high=1,
+        help="Where more of what was judged could not be scored, the stage stops and asks: try again, score by hand or leave out.",
+    )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Endpoint -> weight of a panel; empty where the referee judges alone. Raises ValueError where the panel cannot be read."""
+        return read_panel(self.panel)
+
+
+def read_panel(text: str) -> dict[str, float]:
+    """`gpt: 2, other` as {"gpt": 2.0, "other": 1.0}. Raises ValueError, with a sentence a form can show."""
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, weight = (piece.strip() for piece in part.rpartition(":")) if ":" in part else (part, "", "1")
+        try:
+            value = float(weight)
+        except ValueError:
+            raise ValueError(f"{weight!r} is no weight. Write endpoints with their weights, as `gpt: 2, other: 1`.") from None
+        if not name or name in weights:
+            raise ValueError(f"{name or part!r} stands twice in the panel." if name else f"{part!r} names no endpoint.")
+        if not 0 < value < math.inf:
+            raise ValueError(f"The weight of {name} must be above 0.")
+        weights[name] = value
+    return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,6 +444,7 @@ class RunConfig:
     seed: int = setting(1, label="Seed", low=0, high=2**31 - 1)
     seed_pool: str = setting("demo", label="Seed pool", help="'demo', or a JSON or JSONL file in the Alpaca or Self-Instruct format.")
     loop: LoopConfig = field(default_factory=LoopConfig)
+    discrimination: DiscriminationConfig = field(default_factory=DiscriminationConfig)
     endpoints: Mapping[str, EndpointConfig] = field(default_factory=lambda: {"teacher": EndpointConfig()})
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     referee: RefereeConfig = field(default_factory=RefereeConfig)
@@ -482,6 +560,7 @@ def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
         name = endpoint_of(config, role)
         if name not in config.endpoints:
             wrong[f"{role}.endpoint"] = f"There is no endpoint {name!r}. Known: {', '.join(config.endpoints) or 'none'}."
+    _check_panel(config, wrong)
     if not config.student.model.strip():
         wrong["student.model"] = f"Name a student: a Hub name, a local folder or {SCRATCH_MODEL}."
     batch, device = config.imitation.batch_size, config.imitation.device_batch_size
@@ -493,6 +572,21 @@ def _check_whole(config: RunConfig, wrong: dict[str, str]) -> None:
         wrong["imitation.processes"] = f"{config.imitation.processes} processes cannot share a batch of {batch} examples evenly."
     if config.student.scratch_width % config.student.scratch_heads:
         wrong["student.scratch_heads"] = f"The width {config.student.scratch_width} is not a multiple of {config.student.scratch_heads}."
+
+
+def _check_panel(config: RunConfig, wrong: dict[str, str]) -> None:
+    try:
+        unknown = [name for name in config.discrimination.weights if name not in config.endpoints]
+    except ValueError as error:
+        wrong["discrimination.panel"] = str(error)
+        return
+    if unknown:
+        wrong["discrimination.panel"] = f"There is no endpoint {unknown[0]!r}. Known: {', '.join(config.endpoints) or 'none'}."
+
+
+def referees_of(config: RunConfig) -> dict[str, float]:
+    """Endpoint -> weight of every referee of a run: its panel, or the one referee."""
+    return config.discrimination.weights or {endpoint_of(config, "referee"): 1.0}
 
 
 def _check_endpoints(config: RunConfig, wrong: dict[str, str]) -> None:
@@ -507,6 +601,10 @@ def _check_endpoints(config: RunConfig, wrong: dict[str, str]) -> None:
 
 
 def batch_roles_without_api(config: RunConfig) -> list[str]:
-    """The roles in batch mode whose endpoint offers no Batch API."""
-    endpoints = {role: config.endpoints.get(endpoint_of(config, role)) for role in ROLES}
-    return [role for role, endpoint in endpoints.items() if endpoint and getattr(config, role).batch and not endpoint.batch_api]
+    """The roles in batch mode with an endpoint that offers no Batch API."""
+    return [role for role in ROLES if getattr(config, role).batch and _without_batch_api(config, role)]
+
+
+def _without_batch_api(config: RunConfig, role: str) -> bool:
+    names = referees_of(config) if role == "referee" else [endpoint_of(config, role)]
+    return any(name in config.endpoints and not config.endpoints[name].batch_api for name in names)

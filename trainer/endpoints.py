@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from trainer.addresses import AddressGuard
 from trainer.calls import Calls
 from trainer.completions import Endpoint
-from trainer.config import OFFLINE_URL, RunConfig
+from trainer.config import OFFLINE_URL, RunConfig, referees_of
 from trainer.generator import EndpointGenerator
-from trainer.referee import EndpointReferee
+from trainer.referee import EndpointReferee, Panel
 from trainer.teacher import EndpointTeacher
 
 
 @dataclass(frozen=True)
 class EndpointRoles:
-    """Teacher, referee and generator; `endpoints` are the ones behind them, with their counts of calls."""
+    """Teacher, referees and generator; `endpoints` are the ones behind them, with their counts of calls."""
 
     teacher: EndpointTeacher
-    referee: EndpointReferee
+    referee: Panel
     generator: EndpointGenerator
     endpoints: Mapping[str, Endpoint]
 
@@ -41,7 +41,8 @@ async def open_roles(
 
     offline_url: where the offline teacher is at this time; a config only says that it wants it. guard: holds for all others.
     """
-    names = {role.endpoint for role in (config.teacher, config.referee, config.generator)}
+    referees = referees_of(config)
+    names = {config.teacher.endpoint, config.generator.endpoint, *referees}
     async with AsyncExitStack() as stack:
         endpoints = {}
         for name in sorted(names):
@@ -59,7 +60,9 @@ async def open_roles(
             endpoints[name] = await stack.enter_async_context(endpoint)
         yield EndpointRoles(
             teacher=EndpointTeacher(endpoints[config.teacher.endpoint], config.teacher),
-            referee=EndpointReferee(endpoints[config.referee.endpoint], config.referee),
+            referee=Panel(
+                {name: EndpointReferee(endpoints[name], config.referee, samples=config.discrimination.samples) for name in referees}
+            ),
             generator=EndpointGenerator(endpoints[config.generator.endpoint], config.generator),
             endpoints=endpoints,
         )

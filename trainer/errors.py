@@ -28,6 +28,10 @@ class ResponseFormatError(TrainerError):
     """A model answered something that cannot be used: ask again, then quarantine the item and count it."""
 
 
+class TooManyQuarantined(TrainerError):
+    """More could not be scored than a run lets pass: a person tries again, scores by hand or leaves out, and then it goes on."""
+
+
 class RequestRefused(ResponseFormatError):
     """The endpoint is well and will not answer this one request (a content filter, a prompt too long): asking again changes nothing."""
 

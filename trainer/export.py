@@ -9,6 +9,7 @@ else's business. What others should know stands in the model card.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -27,6 +28,9 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 GGUF_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 """What the converter can store weights as."""
+
+BYTES_A_NUMBER = {"f16": 2.0, "bf16": 2.0, "q8_0": 1.07}
+"""Of the types that take less than full precision does; auto is as the weights are at most."""
 
 CARD = "README.md"
 
@@ -86,8 +90,7 @@ def export_gguf(checkpoint: Path, out: Path, *, name: str, stored_as: str, llama
         plain.mkdir()
         try:
             put_merged(checkpoint, manifest, plain, should_stop=should_stop, tell=tell)
-            needed = sum(file.stat().st_size for file in plain.glob("*.safetensors")) * (2 if stored_as == "f32" else 1)
-            require_space(folder, needed, purpose="The GGUF")
+            require_space(folder, _gguf_bytes(plain, stored_as), purpose="The GGUF")
             tell("converting to GGUF")
             file = folder / f"{name}-{stored_as}.gguf"
             arguments = [str(plain), "--outfile", str(file), "--outtype", stored_as]
@@ -183,6 +186,17 @@ def _bytes_to_copy(checkpoint: Path, manifest: Manifest, out: Path) -> int:
 def _whole(checkpoint: Path, tell: Tell) -> Manifest:
     tell("checking the files")
     return require_loadable(checkpoint)
+
+
+def _gguf_bytes(folder: Path, stored_as: str) -> int:
+    """Bytes of a GGUF of the weights in a folder: so many for each number, by the heads of the files."""
+    from safetensors import safe_open
+
+    numbers = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="np") as weights:
+            numbers += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return math.ceil(numbers * BYTES_A_NUMBER.get(stored_as, 4.0))
 
 
 def _in_child(

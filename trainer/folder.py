@@ -116,6 +116,9 @@ class FolderBook:
     def cache_pool(self, iteration: int) -> list[Instruction]:
         return pools.cache_pool(self._instructions, iteration)
 
+    def tau(self, iteration: int) -> float:
+        return self.config.loop.tau
+
     def teacher_responses(self) -> dict[str, Response]:
         iterations = range(self.config.loop.iterations + 1)
         return {r.instruction: r for k in iterations for r in self._records(Response, k, "teacher_responses")}
@@ -124,8 +127,9 @@ class FolderBook:
         return {r.instruction: r for r in self._records(Response, iteration, "student_responses")}
 
     def judgements(self, iteration: int) -> list[Judgement]:
-        """The last judgement of each instruction in each order: what was quarantined may have been judged again."""
-        return list({(j.instruction, j.order): j for j in self._records(Judgement, iteration, "judgements")}.values())
+        """The last of each instruction's judgements of one kind: what was quarantined may have been judged again."""
+        told = self._records(Judgement, iteration, "judgements")
+        return list({(j.instruction, j.order, j.referee, j.sample): j for j in told}.values())
 
     def verdicts(self, iteration: int) -> dict[str, Verdict]:
         return {v.instruction: v for v in self._records(Verdict, iteration, "verdicts")}

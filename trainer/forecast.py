@@ -1,7 +1,8 @@
 """What a run will ask of its endpoints: calls, tokens, dollars and time of each stage, from what is known and what is assumed.
 
     teacher     once for each instruction: the seeds, then what each iteration makes
-    referee     twice for each instruction of the cache pool, in every iteration; once where both responses are the same text
+    referee     twice for each instruction of the cache pool, in every iteration; once where both responses are the same text, or with
+                one order; so often for each sample and each referee of a panel
     generator   once for each new instruction, and once more for each candidate that is rejected
 
 Every figure that is not counted is an assumption, and each assumption is told as a sentence with its number. Of the offline teacher
@@ -17,7 +18,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.config import OFFLINE_URL, EndpointConfig, RunConfig, endpoint_of
+from trainer.config import OFFLINE_URL, EndpointConfig, RunConfig, endpoint_of, referees_of
+from trainer.discrimination import orders_of
 from trainer.forecast_basis import (
     BATCH_CALLS,
     Habit,
@@ -121,7 +123,8 @@ def forecast(config: RunConfig, seeds: Seeds, known: Known | None = None) -> For
     for planned in plan(config):
         asks = _asks(planned, config, seeds.size, known, habits)
         if asks:
-            lines.append(_line(planned, config, asks, seeds.size, known, habits[ROLE_OF[planned.step]]))
+            for endpoint in _endpoints(planned, config):
+                lines.append(_line(planned, endpoint, config, asks, seeds.size, known, habits[ROLE_OF[planned.step]]))
     unpriced = sorted({line.endpoint for line in lines if not has_price(config.endpoints[line.endpoint])})
     return Forecast(
         lines=lines,
@@ -136,19 +139,32 @@ def has_price(endpoint: EndpointConfig) -> bool:
     return endpoint.base_url == OFFLINE_URL or bool(endpoint.price_input or endpoint.price_output)
 
 
+def _endpoints(planned: Planned, config: RunConfig) -> list[str]:
+    """Who is asked in a step; each of a panel's referees as often as the others."""
+    role = ROLE_OF[planned.step]
+    return list(referees_of(config)) if role == "referee" else [endpoint_of(config, role)]
+
+
 # How many
 
 
 def _asks(planned: Planned, config: RunConfig, seeds: int, known: Known, habits: Mapping[str, Habit]) -> int:
-    """How many asks a step still has to make; 0 for one that calls nobody, or is over."""
+    """How many asks a step still has to make, of each of its endpoints; 0 for one that calls nobody, or is over."""
     place = planned.iteration, planned.step
     if planned.step not in ROLE_OF or place in known.over:
         return 0
     items = _items_left(planned, config, seeds, known)
     if planned.step is Step.CANDIDATES:
         return round(min(items / accepted_share(config, known), config.loop.new_per_iteration * config.loop.attempts_per_new))
-    each = 2 - same_share(config, known, planned.iteration) if planned.step is Step.JUDGEMENTS else 1
+    each = _judgements_each(planned, config, known) if planned.step is Step.JUDGEMENTS else 1
     return round(items * each * habits[ROLE_OF[planned.step]].asks)
+
+
+def _judgements_each(planned: Planned, config: RunConfig, known: Known) -> float:
+    """The calls that an instruction takes of one referee: the same request twice is one."""
+    settings = config.discrimination
+    orders = len(orders_of(settings))
+    return settings.samples * (orders - same_share(config, known, planned.iteration) if orders > 1 else 1)
 
 
 def _items_left(planned: Planned, config: RunConfig, seeds: int, known: Known) -> int:
@@ -164,16 +180,16 @@ def _items(planned: Planned, config: RunConfig, seeds: int, known: Known) -> int
         return known.made.get(iteration, 0) if (iteration, Step.CANDIDATES) in known.over else config.loop.new_per_iteration
 
     if planned.step is Step.JUDGEMENTS:
-        return sum(made(iteration) for iteration in range(planned.iteration))
+        pool = sum(made(iteration) for iteration in range(planned.iteration))
+        return min(pool, config.discrimination.sample or pool)
     return made(planned.iteration)
 
 
 # What each costs
 
 
-def _line(planned: Planned, config: RunConfig, asks: int, seeds: int, known: Known, habit: Habit) -> Line:
+def _line(planned: Planned, name: str, config: RunConfig, asks: int, seeds: int, known: Known, habit: Habit) -> Line:
     role, place = ROLE_OF[planned.step], (planned.iteration, planned.step)
-    name = endpoint_of(config, role)
     endpoint, batch = config.endpoints[name], settings_of(config, role).batch
     saved = round(asks * stored_share(config, known, planned))
     calls = asks - saved

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from trainer.candidate_rules import strict_fate
 from trainer.config import LoopConfig
+from trainer.contamination import HeldOut
 from trainer.parsing import parse_instruction
 from trainer.pools import wanted
 from trainer.prompts import MARKER_WORDS
@@ -55,10 +57,12 @@ async def generate(
     seed: int,
     iteration: int,
     keep: Callable[[Candidate, Instruction | None], Awaitable[None]],
+    held_out: HeldOut | None = None,
     earlier: Sequence[Candidate] = (),
 ) -> Outcome:
     """Make the new instructions of an iteration; `known` grows by what is accepted.
 
+    held_out: benchmark items that no new instruction may overlap with.
     earlier: candidates kept before a crash; they are taken as they are and not asked for again.
     """
     stage = _Stage(
@@ -75,7 +79,9 @@ async def generate(
     while missing:
         wave = [(attempts[o] + n, o) for o, count in missing.items() for n in range(min(count, caps[o] - attempts[o]))]
         async for candidate in stage.ask(sorted(wave, key=lambda slot: (slot[0], slot[1] != Origin.HARD))):
-            decided, instruction = _decide(candidate, known=known, config=config, iteration=iteration, kinds=stage.kinds)
+            parent = stage.parent(candidate.origin, candidate.attempt)
+            decided = _decide(candidate, parent, known=known, held_out=held_out, config=config)
+            instruction = _instruction(decided, iteration=iteration, kinds=stage.kinds)
             await keep(decided, instruction)
             attempts[decided.origin] += 1
             fates[decided.origin, decided.fate] += 1
@@ -135,6 +141,7 @@ class _Stage:
             text=parse_instruction(completion.text) if completion else "",
             fate=_first_fate(completion),
             completion=completion.key if completion else "",
+            prompt=self.generator.prompt,
         )
 
 
@@ -145,18 +152,24 @@ def _first_fate(completion: Completion | None) -> Fate:
 
 
 def _decide(
-    candidate: Candidate, *, known: SimilarityIndex, config: LoopConfig, iteration: int, kinds: Set[str]
-) -> tuple[Candidate, Instruction | None]:
-    """The candidate with its fate, and the instruction it becomes where it is accepted."""
-    fate = candidate.fate if candidate.fate in (Fate.NO_REPLY, Fate.CUT_OFF) else text_fate(candidate.text, config=config)
-    nearest, similarity = "", None
+    candidate: Candidate, parent: Instruction, *, known: SimilarityIndex, held_out: HeldOut | None, config: LoopConfig
+) -> Candidate:
+    """The candidate with its fate, and what it is too like."""
+    fate = candidate.fate if candidate.fate in (Fate.NO_REPLY, Fate.CUT_OFF) else text_fate(candidate.text, parent=parent, config=config)
+    nearest, similarity, overlap = "", None, ""
+    if fate is Fate.ACCEPTED and held_out and (overlap := held_out.overlap(candidate.text)):
+        fate = Fate.CONTAMINATED
     if fate is Fate.ACCEPTED and (found := known.nearest(candidate.text)) is not None:
         nearest, similarity = found
         fate = similarity_fate(similarity, config=config)
-    decided = replace(candidate, fate=fate, nearest=nearest, similarity=similarity)
-    if fate is not Fate.ACCEPTED:
-        return decided, None
-    return decided, Instruction(
+    return replace(candidate, fate=fate, nearest=nearest, similarity=similarity, overlap=overlap)
+
+
+def _instruction(candidate: Candidate, *, iteration: int, kinds: Set[str]) -> Instruction | None:
+    """What an accepted candidate becomes."""
+    if candidate.fate is not Fate.ACCEPTED:
+        return None
+    return Instruction(
         key=candidate.key,
         text=candidate.text,
         origin=candidate.origin,
@@ -166,13 +179,15 @@ def _decide(
     )
 
 
-def text_fate(text: str, *, config: LoopConfig) -> Fate:
-    """Whether a text may be an instruction at all; with the rules of the authors' code where the config says so (METHOD 1, item 3)."""
+def text_fate(text: str, *, parent: Instruction, config: LoopConfig) -> Fate:
+    """Whether a text may be an instruction at all, by the rules of the paper, of the authors' code (METHOD 1, item 3), or strictly."""
     if not tokenize(text):
         return Fate.EMPTY
     lowered = text.casefold()
     if any(marker in lowered for marker in MARKER_WORDS):
         return Fate.MARKER_WORDS
+    if config.candidate_rules == "strict":
+        return strict_fate(text, parent=parent.prompt)
     if config.candidate_rules == "code":
         if len(text.split()) < CODE_LEAST_WORDS:
             return Fate.TOO_SHORT

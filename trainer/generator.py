@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainer.completions import Endpoint
 from trainer.config import GeneratorConfig
 from trainer.errors import ResponseFormatError
-from trainer.prompts import GENERATOR_SCHEMA, generator_messages
+from trainer.prompts import GENERATOR_SCHEMA, generator_messages, prompt_name
 from trainer.records import Completion, Instruction
 
 JSON_TOKENS = 16
@@ -18,6 +18,10 @@ class EndpointGenerator:
     def __init__(self, endpoint: Endpoint, config: GeneratorConfig) -> None:
         self._endpoint = endpoint
         self._config = config
+
+    @property
+    def prompt(self) -> str:
+        return prompt_name("generator", structured=self._endpoint.structured)
 
     async def create(self, parent: Instruction, *, easy: bool, sample: int) -> Completion | None:
         messages = generator_messages(parent, easy=easy, structured=self._endpoint.structured)

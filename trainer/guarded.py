@@ -1,8 +1,8 @@
 """A server that never outlives whoever started it: `python -I trainer/guarded.py COMMAND ...`, leading a process group of its own.
 
 The parent holds the other end of its stdin open. When that closes, by the parent's wish or its death, the whole group is asked to end, and
-what has not ended after END_S is killed. Where the server ends by itself, its exit status becomes this one's. Imports nothing of ours: a
-server may need another environment than we do.
+what has not ended after END_S is killed. Where the server ends by itself, what it left in the group is asked to end, and its exit status
+becomes this one's. Imports nothing of ours: a server may need another environment than we do.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import NoReturn
 
@@ -31,6 +32,8 @@ def main() -> NoReturn:
         ready, _, _ = select.select([0], [], [], POLL_S)
         if ready and not os.read(0, 4096):
             end_group(server)
+    os.killpg(0, signal.SIGTERM)  # what it left of its own: nobody else might be there to end it
+    time.sleep(POLL_S)
     sys.exit(server.returncode if server.returncode >= 0 else 128 - server.returncode)
 
 

@@ -21,7 +21,7 @@ quarantined. The command line runs the steps in a row, the web one job at a time
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -30,11 +30,13 @@ from typing import Any, Protocol
 from trainer.batching import for_each
 from trainer.benchmarks import get_benchmark
 from trainer.book import Book
-from trainer.config import RunConfig
-from trainer.discrimination import Case, judge_all
-from trainer.errors import ConfigError
+from trainer.config import RunConfig, referees_of
+from trainer.contamination import HeldOut
+from trainer.discrimination import Case, asks_of, judge_all
+from trainer.errors import ConfigError, TooManyQuarantined
 from trainer.generation import Outcome, generate, parents_for
 from trainer.plan import Planned, Step, plan
+from trainer.pools import judged_pool
 from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction, Label, Remark, TuningNews, Verdict
 from trainer.roles import Generator, Referee, Student, Teacher
 from trainer.similarity import SimilarityIndex
@@ -63,6 +65,10 @@ class Desk(Protocol):
     @property
     def use_saved(self) -> bool:
         """Whether a person wants the last save of a stopped tuning as the checkpoint."""
+        ...
+
+    def held_out(self) -> HeldOut:
+        """The items of the benchmarks that are known here, which no new instruction may overlap with."""
         ...
 
     def run(self, work: Coroutine[Any, Any, None]) -> None: ...
@@ -137,7 +143,7 @@ def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
 
 def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """Discrimination, first half: the student of the iteration before answers the cache pool."""
-    pool = book.cache_pool(iteration)
+    pool = judged_pool(book.cache_pool(iteration), iteration, config=config)
     done = frozenset(book.student_responses(iteration))
     if any(i.key not in done for i in pool):
         student = desk.student(iteration=iteration, start=_checkpoint(book, iteration - 1))
@@ -149,24 +155,47 @@ def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int)
 
 
 def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
-    """Discrimination, second half: the referee scores both responses in both orders, and d >= tau is hard."""
+    """Discrimination, second half: the referee scores both responses, in both orders, and d >= tau is hard.
+
+    Raises TooManyQuarantined, with every verdict kept, where more could not be scored than the config lets pass.
+    """
+    pool = judged_pool(book.cache_pool(iteration), iteration, config=config)
     teacher, student = book.teacher_responses(), book.student_responses(iteration)
     final = bool(book.candidates(iteration))  # new instructions were made by these verdicts: they stay
-    judged = {key for key, verdict in book.verdicts(iteration).items() if final or verdict.label is not Label.QUARANTINED}
-    cases = [Case(i, teacher.get(i.key), student.get(i.key)) for i in book.cache_pool(iteration) if i.key not in judged]
+    judged = {
+        key for key, verdict in book.verdicts(iteration).items() if final or verdict.left_out or verdict.label is not Label.QUARANTINED
+    }
+    cases = [Case(i, teacher.get(i.key), student.get(i.key)) for i in pool if i.key not in judged]
+    tau = book.tau(iteration)
 
     async def work() -> None:
         async with desk.roles() as roles:
             await judge_all(
                 cases,
                 referee=roles.referee,
-                tau=config.loop.tau,
+                asks=asks_of(config),
+                weights=referees_of(config),
+                tau=tau,
                 keep=lambda verdict, judgements: book.keep_verdict(iteration, verdict, judgements),
                 at_once=_at_once(config, "referee"),
             )
 
     if cases:
         desk.run(work())
+    if not final:
+        _refuse_quarantined(book.verdicts(iteration), most=config.discrimination.most_quarantined)
+
+
+def _refuse_quarantined(verdicts: Mapping[str, Verdict], *, most: float) -> None:
+    """Ask a person where too much is quarantined that nobody has left out yet."""
+    waiting = [v for v in verdicts.values() if v.label is Label.QUARANTINED and not v.left_out]
+    if len(waiting) > most * len(verdicts):
+        raise TooManyQuarantined(
+            f"{len(waiting):,} of {len(verdicts):,} judged instructions could not be scored, more than the {most:.0%} that may pass. "
+            f"{' '.join(_commonest_reason(waiting))} "
+            "Mend what keeps them from being scored and resume, which tries them again; or, on the run's Referee page, score them by hand "
+            "or leave them out, then resume. The share is discrimination.most_quarantined of a new run."
+        )
 
 
 def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
@@ -177,6 +206,7 @@ def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration:
     parents = parents_for(pool, verdicts, config=config.loop)
     known = SimilarityIndex()
     known.extend((i.key, i.prompt) for i in pool)
+    held_out = desk.held_out() if config.loop.decontaminate else None
     outcome = Outcome()
 
     async def work() -> None:
@@ -190,6 +220,7 @@ def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration:
                 seed=config.seed,
                 iteration=iteration,
                 earlier=earlier,
+                held_out=held_out,
                 keep=lambda candidate, accepted: book.keep_candidate(iteration, candidate, accepted),
             )
 
@@ -203,10 +234,16 @@ def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration:
 
 def _why_quarantined(verdicts: Mapping[str, Verdict]) -> Iterator[str]:
     """How many instructions are quarantined, the commonest reason, and what to do: parents are missing where nothing could be judged."""
-    reasons = Counter(verdict.reason for verdict in verdicts.values() if verdict.label is Label.QUARANTINED)
-    for reason, count in reasons.most_common(1):
-        yield f"{reasons.total()} of {len(verdicts)} judged instructions are quarantined, {count} with this reason: {reason}"
+    quarantined = [verdict for verdict in verdicts.values() if verdict.label is Label.QUARANTINED]
+    if quarantined:
+        yield f"{len(quarantined):,} of {len(verdicts):,} judged instructions are quarantined."
+        yield from _commonest_reason(quarantined)
         yield "Launch a new run with what would mend that: longer replies, more asks, or another endpoint."
+
+
+def _commonest_reason(quarantined: Sequence[Verdict]) -> Iterator[str]:
+    for reason, count in Counter(verdict.reason for verdict in quarantined).most_common(1):
+        yield f"{count:,} of them with this reason: {reason}"
 
 
 def evaluate(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
@@ -250,7 +287,8 @@ def _checkpoint(book: Book, iteration: int) -> Path:
 def _at_once(config: RunConfig, role: str) -> int:
     """Items under way at once: two for every call the endpoint takes, so that writing never keeps a slot empty."""
     settings = getattr(config, role)
-    return BATCHED_AT_ONCE if settings.batch else 2 * config.endpoints[settings.endpoint].max_at_once
+    names = referees_of(config) if role == "referee" else [settings.endpoint]
+    return BATCHED_AT_ONCE if settings.batch else 2 * max(config.endpoints[name].max_at_once for name in names)
 
 
 BATCHED_AT_ONCE = 20_000

@@ -138,7 +138,7 @@ def check_method(method: str) -> None:
         return
     missing = "the package bitsandbytes (pip install bitsandbytes)" if torch.cuda.is_available() else "a CUDA card"
     text = f"QLoRA needs {missing}, which this worker does not have. Set student.method to lora."
-    raise ConfigError(text, fields={"student.method": text})
+    raise ConfigError(text)
 
 
 def flash_attention() -> bool:
@@ -164,7 +164,7 @@ def load_base(config: RunConfig, name: str, revision: str, *, dtype: torch.dtype
         require_own_weights(name, revision)
     from transformers import AutoModelForCausalLM
 
-    with loading_errors(name, is_checkpoint=is_checkpoint and Path(name).is_dir()):
+    with loading_errors(name, is_checkpoint=is_checkpoint and Path(name).is_absolute()):
         return AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, **_at(revision), **options
         )
@@ -192,7 +192,7 @@ def require_name(name: str) -> None:
     allowed = os.environ.get(SOURCES_VARIABLE, "").split()
     if allowed and not any(fnmatchcase(_source_of(name), pattern) for pattern in allowed):
         text = f"Students from {name!r} are not allowed on this worker. {SOURCES_VARIABLE} allows: {', '.join(allowed)}."
-        raise ConfigError(text, fields={"student.model": text})
+        raise ConfigError(text)
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         if (folder / ADAPTER_CONFIG).is_file():
@@ -268,7 +268,7 @@ def loading_errors(name: str, *, is_checkpoint: bool = False) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if "connect" in str(error).lower() and not Path(name).exists():
             text = f"The Hub could not be reached for {name!r}, and this worker has no copy. Mend its network, or name a local folder."
-            raise ConfigError(text, fields={"student.model": text}) from error
+            raise ConfigError(text) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if is_checkpoint:
             raise ConfigError(f"The checkpoint {name} cannot be loaded ({reason}). {MEND_CHECKPOINT}") from error

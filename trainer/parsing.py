@@ -20,6 +20,8 @@ from trainer.text import storable
 
 LOWEST, HIGHEST = 1.0, 10.0
 
+_ByAssistant = dict[int, float]
+
 _READ = 400
 """Characters of a line that are looked at for scores: they stand at its head, and no line can then be made slow to read."""
 
@@ -88,24 +90,44 @@ class _Told:
         return sum(map(len, self.lines[: self.mentions[-1].line])) if self.mentions else -1
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a referee gave the one response it read, 1..10, and why."""
+
+    value: float
+    evidence: str
+
+
 def parse_scores(reply: str, *, shown: Sequence[str] = ()) -> Scores:
     """The scores that a referee gives, in score lines or in JSON, and the evidence before them (or after, where none stands before).
 
     shown: the texts that the referee scored and the task of them; scores that stand in these are not its own.
     Raises ResponseFormatError, with a sentence on what was wrong, where there are none to trust.
     """
+    scores, evidence = _parse(reply, (1, 2), shown)
+    return Scores(scores[1], scores[2], evidence)
+
+
+def parse_score(reply: str, *, shown: Sequence[str] = ()) -> Score:
+    """The score of a response that was read alone, as assistant 1's; all else as `parse_scores`."""
+    scores, evidence = _parse(reply, (1,), shown)
+    return Score(scores[1], evidence)
+
+
+def _parse(reply: str, whose: Sequence[int], shown: Sequence[str]) -> tuple[_ByAssistant, str]:
+    """The scores of these assistants, and the evidence."""
     _refuse_without_answer(reply)
-    found = find_json(reply, ("evidence", *SCORE_KEYS))
+    found = find_json(reply, ("evidence", *(SCORE_KEYS[who - 1] for who in whose)))
     spans, texts = asides(blank_out(reply, [told.span for told in found.objects])), Shown(shown)
     told = _tell(reply, found, spans, texts) or _tell(reply, found, (), texts)
     if _is_told_in_json(told, opens=found.opens):
-        scores = _scores_in_json(told.objects)
+        scores, evidence = _scores_in_json(told.objects, whose)
     elif not told and _tell(reply, found, (), Shown(())):
         raise ResponseFormatError("All scores of the referee's reply stand in a text that it was shown: they may be a quotation.")
     else:
-        scores = _scores_in_lines(reply, told.lines, told.mentions)
+        scores, evidence = _scores_in_lines(reply, told.lines, told.mentions, whose)
     _refuse_other_scores(scores, told)
-    return scores
+    return scores, evidence
 
 
 def _tell(reply: str, found: JsonReply, hidden: Sequence[Span], shown: Shown) -> _Told:
@@ -151,20 +173,20 @@ def _is_told_in_json(told: _Told, *, opens: bool) -> bool:
     return is_last
 
 
-def _scores_in_json(objects: list[JsonObject]) -> Scores:
-    first, second = (_in_objects(objects, who) for who in (1, 2))
-    _refuse_missing({who for who, told in ((1, first), (2, second)) if not told})
+def _scores_in_json(objects: list[JsonObject], whose: Sequence[int]) -> tuple[_ByAssistant, str]:
+    told = {who: _in_objects(objects, who) for who in whose}
+    _refuse_missing({who for who, values in told.items() if not values})
     evidence = next((value for value in objects[-1].values("evidence") if isinstance(value, str)), "")
-    return Scores(_agreed(1, first), _agreed(2, second), storable(evidence).strip())
+    return {who: _agreed(who, values) for who, values in told.items()}, storable(evidence).strip()
 
 
 def _in_objects(objects: list[JsonObject], who: int) -> list[str]:
     return [_as_text(value) for told in objects for value in told.values(SCORE_KEYS[who - 1])]
 
 
-def _refuse_other_scores(scores: Scores, told: _Told) -> None:
+def _refuse_other_scores(scores: _ByAssistant, told: _Told) -> None:
     """No number in the rest of the reply may say otherwise: which of two is the verdict would be a guess."""
-    for who, score in ((1, scores.first), (2, scores.second)):
+    for who, score in scores.items():
         others = _in_objects(told.objects, who) + [mention.value for mention in told.mentions if mention.who == who]
         for text in filter(_NUMBER.match, others):
             if (other := _score(who, text)) != score:
@@ -180,15 +202,15 @@ def _as_text(value: Any) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else type(value).__name__
 
 
-def _scores_in_lines(reply: str, lines: list[str], mentions: list[_Mention]) -> Scores:
+def _scores_in_lines(reply: str, lines: list[str], mentions: list[_Mention], whose: Sequence[int]) -> tuple[_ByAssistant, str]:
     """From score lines; `lines` are the reply's, with their ends, its JSON blanked out."""
     _refuse_stump(lines)
-    pair = _last_pair(mentions, lines)
-    first, second = (_agreed(who, [mention.value for mention in pair if mention.who == who]) for who in (1, 2))
-    before = reply[: sum(map(len, lines[: pair[0].line]))]
-    after = reply[sum(map(len, lines[: pair[-1].line + 1])) :]
+    block = _last_block(mentions, lines, whose)
+    scores = {who: _agreed(who, [mention.value for mention in block if mention.who == who]) for who in whose}
+    before = reply[: sum(map(len, lines[: block[0].line]))]
+    after = reply[sum(map(len, lines[: block[-1].line + 1])) :]
     evidence = "\n".join((before.strip() or after).splitlines()).strip()
-    return Scores(first, second, _EVIDENCE.sub("", evidence).strip())
+    return scores, _EVIDENCE.sub("", evidence).strip()
 
 
 def _refuse_stump(lines: list[str]) -> None:
@@ -237,14 +259,14 @@ def _in_line(number: int, line: str) -> Iterator[_Mention]:
             yield _Mention(number, int(groups["after"] or groups.get("before") or 0), label[0], value, labelled)
 
 
-def _last_pair(mentions: list[_Mention], lines: list[str]) -> list[_Mention]:
-    """The score lines that count: the last block of them that tells of both assistants.
+def _last_block(mentions: list[_Mention], lines: list[str], whose: Sequence[int]) -> list[_Mention]:
+    """The score lines that count: the last block of them that tells of all assistants asked for.
 
     A block is a run of score lines with nothing but blank lines or markup between; where the last one tells of one assistant
     only, the block before it is taken in, and so on.
     """
     taken: list[_Mention] = []
-    missing = {1, 2}
+    missing = set(whose)
     for mention in reversed(mentions):
         if not missing and not _adjoin(mention.line, taken[-1].line, lines):
             break

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from trainer.config import LoopConfig
+from trainer.config import LoopConfig, RunConfig
 from trainer.records import Instruction, Origin
+from trainer.seeds import stream
 
 
 def train_pool(instructions: Iterable[Instruction], iteration: int, *, config: LoopConfig) -> list[Instruction]:
@@ -18,6 +19,15 @@ def train_pool(instructions: Iterable[Instruction], iteration: int, *, config: L
 def cache_pool(instructions: Iterable[Instruction], iteration: int) -> list[Instruction]:
     """What the student is judged on in an iteration: everything made before it."""
     return [i for i in instructions if i.iteration < iteration]
+
+
+def judged_pool(pool: Sequence[Instruction], iteration: int, *, config: RunConfig) -> list[Instruction]:
+    """What of the cache pool is judged in an iteration, in its order: all of it, or a random sample where the config wants one."""
+    most = config.discrimination.sample
+    if not 0 < most < len(pool):
+        return list(pool)
+    chosen = stream(config.seed, "judged", iteration).sample(range(len(pool)), most)
+    return [pool[place] for place in sorted(chosen)]
 
 
 def wanted(config: LoopConfig) -> dict[Origin, int]:

@@ -1,8 +1,8 @@
 """What an imitation will take, said before its first step: memory by its parts, disk, steps and time.
 
-Weights, gradients and the optimizer's moments are counted; activations and time are estimates, and called so. Among the activations is
-what has no name of its own: without a card the libraries' own memory, and with half precision the copies it computes with. What is
-counted and does not fit ends the stage here; where only the estimate says so, a sentence warns.
+Weights, gradients and the optimizer's moments are counted, the libraries' own memory is measured where there is no card; activations
+and time are estimates, and called so. The copies that half precision computes with are among the activations. What is counted and does not
+fit ends the stage here; where only the estimate says so, a sentence warns.
 """
 
 from __future__ import annotations

@@ -24,10 +24,12 @@ class Label(StrEnum):
 
 
 class Order(StrEnum):
-    """Whose response the referee read first."""
+    """Whose response the referee read first, or which one it read alone."""
 
     TEACHER_FIRST = "teacher_first"
     STUDENT_FIRST = "student_first"
+    TEACHER_ALONE = "teacher_alone"
+    STUDENT_ALONE = "student_alone"
 
 
 class Fate(StrEnum):
@@ -40,6 +42,9 @@ class Fate(StrEnum):
     CUT_OFF = "cut_off"
     MARKER_WORDS = "marker_words"
     BAD_START = "bad_start"
+    NOT_AN_INSTRUCTION = "not_an_instruction"
+    WRONG_LANGUAGE = "wrong_language"
+    CONTAMINATED = "contaminated"
     NO_REPLY = "no_reply"
 
 
@@ -85,7 +90,11 @@ class Response(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement(Record):
-    """One referee call. Scores are 1..10, or None with a `failure`; never a stand-in number."""
+    """One referee call. Scores are 1..10, or None with a `failure`; never a stand-in number.
+
+    Of a response that was read alone, the other's score is None too. referee: the endpoint that was asked; sample: 0 for the first of
+    several of one kind; prompt: which of our prompts, in which version, as "joint 1".
+    """
 
     instruction: str
     order: Order
@@ -94,11 +103,17 @@ class Judgement(Record):
     evidence: str
     failure: str = ""
     completion: str = ""
+    referee: str = ""
+    sample: int = 0
+    prompt: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict(Record):
-    """Both judgements of an instruction together; d = teacher_score - student_score, hard when d >= tau."""
+    """The judgements of an instruction together; d = teacher_score - student_score, hard when d >= tau.
+
+    by_hand: a person gave the scores. left_out: quarantined, and a person wants it to stay so: it is not judged again.
+    """
 
     instruction: str
     label: Label
@@ -107,11 +122,17 @@ class Verdict(Record):
     discrepancy: float | None = None
     inconsistent: bool = False
     reason: str = ""
+    by_hand: bool = False
+    left_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate(Record):
-    """One attempt at a new instruction, kept whatever became of it."""
+    """One attempt at a new instruction, kept whatever became of it.
+
+    nearest: the known instruction most like it, with the ROUGE-L F1 between them; overlap: the benchmark item it is too close to, in
+    words; prompt: which of our prompts, in which version, as "generator 1".
+    """
 
     key: str
     origin: Origin
@@ -122,6 +143,8 @@ class Candidate(Record):
     nearest: str = ""
     similarity: float | None = None
     completion: str = ""
+    overlap: str = ""
+    prompt: str = ""
 
 
 WHOLE = frozenset({"stop", "end_turn", "eos", "eos_token", "stop_sequence", "complete"})

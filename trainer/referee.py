@@ -1,58 +1,115 @@
-"""The referee: scores the teacher's and the student's response to an instruction, in a given order."""
+"""The referee: scores the teacher's and the student's response to an instruction, together in a given order, or one of them alone."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from trainer.completions import Endpoint
 from trainer.config import RoleConfig
 from trainer.errors import RequestRefused, ResponseFormatError
-from trainer.parsing import Scores, parse_scores
-from trainer.prompts import REFEREE_SCHEMA, referee_messages
-from trainer.records import Instruction, Judgement, Order, Response
+from trainer.parsing import parse_score, parse_scores
+from trainer.prompts import POINTWISE_SCHEMA, REFEREE_SCHEMA, Message, pointwise_messages, prompt_name, referee_messages
+from trainer.records import Completion, Instruction, Judgement, Order, Response
 
 
 class EndpointReferee:
-    """Asks again, with another sample number, when the scores cannot be read; one that was cut off or refused would be again.
+    """One endpoint that judges. Asks again, with another sample number, when the scores cannot be read.
 
-    Then gives a Judgement with the failure. Asks for JSON where the endpoint can be asked for it.
+    A reply that was cut off or refused would be again: it is not asked for twice. Then gives a Judgement with the failure. Asks for
+    JSON where the endpoint can be asked for it. samples: how many judgements of one kind a case gets; no two of them share a sample number.
     """
 
-    def __init__(self, endpoint: Endpoint, config: RoleConfig) -> None:
+    def __init__(self, endpoint: Endpoint, config: RoleConfig, *, samples: int = 1) -> None:
         self._endpoint = endpoint
         self._config = config
+        self._samples = samples
 
-    async def judge(self, instruction: Instruction, *, teacher: Response, student: Response, order: Order) -> Judgement:
-        texts = (teacher.text, student.text) if order is Order.TEACHER_FIRST else (student.text, teacher.text)
-        messages = referee_messages(instruction, *texts, structured=self._endpoint.structured)
-        schema = REFEREE_SCHEMA if self._endpoint.structured else None
-        failure = evidence = key = ""
-        for sample in range(self._config.asks):
-            try:
-                completion = await self._endpoint.complete("referee", messages, self._config, sample=sample, schema=schema)
-                evidence, key = completion.text, completion.key
-                if not completion.good:
-                    failure = completion.defect
-                    break
-                scores = parse_scores(completion.text, shown=(instruction.prompt, *texts))
-            except RequestRefused as error:
-                failure = str(error)
-                break
-            except ResponseFormatError as error:
-                failure = str(error)
-                continue
-            return _judgement(instruction, order, scores, scores.evidence or evidence, key)
-        return Judgement(
+    async def judge(
+        self, instruction: Instruction, *, teacher: Response, student: Response, order: Order, referee: str = "", sample: int = 0
+    ) -> Judgement:
+        question = _question(instruction, teacher.text, student.text, order, structured=self._endpoint.structured)
+        failed = Judgement(
             instruction=instruction.key,
             order=order,
             teacher_score=None,
             student_score=None,
-            evidence=evidence,
-            failure=failure,
-            completion=key,
+            evidence="",
+            referee=referee,
+            sample=sample,
+            prompt=question.prompt,
         )
+        for number in range(self._config.asks):
+            try:
+                completion = await self._endpoint.complete(
+                    "referee", question.messages, self._config, sample=sample + number * self._samples, schema=question.schema
+                )
+                failed = replace(failed, evidence=completion.text, completion=completion.key)
+                if not completion.good:
+                    return replace(failed, failure=completion.defect)
+                return question.read(failed, completion)
+            except RequestRefused as error:
+                return replace(failed, failure=str(error))
+            except ResponseFormatError as error:
+                failed = replace(failed, failure=str(error))
+        return failed
 
 
-def _judgement(instruction: Instruction, order: Order, scores: Scores, evidence: str, key: str) -> Judgement:
-    teacher, student = (scores.first, scores.second) if order is Order.TEACHER_FIRST else (scores.second, scores.first)
-    return Judgement(
-        instruction=instruction.key, order=order, teacher_score=teacher, student_score=student, evidence=evidence, completion=key
+class Panel:
+    """Several referees as one: each judgement goes to the endpoint that is named."""
+
+    def __init__(self, referees: Mapping[str, EndpointReferee]) -> None:
+        self._referees = referees
+
+    async def judge(
+        self, instruction: Instruction, *, teacher: Response, student: Response, order: Order, referee: str = "", sample: int = 0
+    ) -> Judgement:
+        one = self._referees[referee]
+        return await one.judge(instruction, teacher=teacher, student=student, order=order, referee=referee, sample=sample)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What a referee is asked, and how its reply is read. texts: the responses it reads, in order."""
+
+    messages: Sequence[Message]
+    schema: Mapping[str, object] | None
+    prompt: str
+    instruction: Instruction
+    order: Order
+    texts: tuple[str, ...]
+
+    def read(self, judgement: Judgement, completion: Completion) -> Judgement:
+        """The judgement with its scores. Raises ResponseFormatError."""
+        shown = (self.instruction.prompt, *self.texts)
+        if self.order in (Order.TEACHER_ALONE, Order.STUDENT_ALONE):
+            score = parse_score(completion.text, shown=shown)
+            judgement = replace(judgement, failure="", evidence=score.evidence or completion.text)
+            if self.order is Order.TEACHER_ALONE:
+                return replace(judgement, teacher_score=score.value)
+            return replace(judgement, student_score=score.value)
+        scores = parse_scores(completion.text, shown=shown)
+        teacher, student = (scores.first, scores.second) if self.order is Order.TEACHER_FIRST else (scores.second, scores.first)
+        return replace(judgement, failure="", evidence=scores.evidence or completion.text, teacher_score=teacher, student_score=student)
+
+
+def _question(instruction: Instruction, teacher: str, student: str, order: Order, *, structured: bool) -> _Question:
+    alone = {Order.TEACHER_ALONE: teacher, Order.STUDENT_ALONE: student}
+    if order in alone:
+        return _Question(
+            messages=pointwise_messages(instruction, alone[order], structured=structured),
+            schema=POINTWISE_SCHEMA if structured else None,
+            prompt=prompt_name("pointwise", structured=structured),
+            instruction=instruction,
+            order=order,
+            texts=(alone[order],),
+        )
+    first, second = (teacher, student) if order is Order.TEACHER_FIRST else (student, teacher)
+    return _Question(
+        messages=referee_messages(instruction, first, second, structured=structured),
+        schema=REFEREE_SCHEMA if structured else None,
+        prompt=prompt_name("joint", structured=structured),
+        instruction=instruction,
+        order=order,
+        texts=(first, second),
     )

@@ -30,12 +30,22 @@ class Teacher(Protocol):
 
 
 class Referee(Protocol):
-    async def judge(self, instruction: Instruction, *, teacher: Response, student: Response, order: Order) -> Judgement:
-        """Score both responses, read in this order; scores are 1..10 or None with a `failure`."""
+    async def judge(
+        self, instruction: Instruction, *, teacher: Response, student: Response, order: Order, referee: str = "", sample: int = 0
+    ) -> Judgement:
+        """Score both responses, read in this order, or one of them alone; scores are 1..10 or None with a `failure`.
+
+        referee: the endpoint to ask, of several; sample: which of several judgements of one kind.
+        """
         ...
 
 
 class Generator(Protocol):
+    @property
+    def prompt(self) -> str:
+        """The prompt it asks with, in its version, as "generator 1"."""
+        ...
+
     async def create(self, parent: Instruction, *, easy: bool, sample: int) -> Completion | None:
         """A new instruction after the parent (rarer of the same domain when easy), or None when no answer came."""
         ...

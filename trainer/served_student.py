@@ -323,12 +323,12 @@ class Calls:
             listed = await client.models.list()
         except openai.APIStatusError as error:
             text = f"The student's server does not list its models (HTTP {error.status_code}). Name the model in respond.server_model."
-            raise ConfigError(text, fields={"respond.server_model": text}) from None
+            raise ConfigError(text) from None
         except openai.APIError as error:
             raise self._explained(error) from error
         if not getattr(listed, "data", None):
             text = f"The server at {self.endpoint.base_url} lists no models. Check respond.server: for most servers it ends in /v1."
-            raise ConfigError(text, fields={"respond.server": text})
+            raise ConfigError(text)
         return str(listed.data[0].id)
 
     async def _work(self, client: openai.AsyncOpenAI, put: Callable[[Response], None]) -> None:
@@ -398,7 +398,7 @@ def _read(item: Instruction, reply: Any, endpoint: EndpointConfig) -> Response:
     choice = reply.choices[0] if getattr(reply, "choices", None) else None
     if choice is None:
         text = f"The server at {endpoint.base_url} answered no completion. For most servers the base URL ends in /v1."
-        raise ConfigError(text, fields={"respond.server": text})
+        raise ConfigError(text)
     text = choice.message.content if hasattr(choice, "message") else choice.text
     tokens = reply.usage.completion_tokens if reply.usage else 0
     if choice.finish_reason == "content_filter" or (text is None and choice.finish_reason != "stop"):

@@ -72,7 +72,7 @@ def executable_of(name: str) -> str:
     executable = shutil.which(name)
     if executable is None:
         text = f"respond.server is vllm, but there is no {name} on the PATH of this worker. Install it, or leave it empty."
-        raise ConfigError(text, fields={"respond.server": text})
+        raise ConfigError(text)
     return executable
 
 

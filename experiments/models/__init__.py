@@ -10,7 +10,7 @@ from experiments.models.imitation import Imitation
 from experiments.models.instruction import Candidate, Instruction
 from experiments.models.playground import Answer, Question, Speaker
 from experiments.models.pool import SeedInstruction, SeedPool
-from experiments.models.run import Iteration, Job, Run, Stage
+from experiments.models.run import Iteration, Job, Run, Stage, Threshold
 from experiments.models.verdict import Judgement, Response, Role, Verdict
 
 __all__ = [
@@ -43,5 +43,6 @@ __all__ = [
     "SeedPool",
     "Speaker",
     "Stage",
+    "Threshold",
     "Verdict",
 ]

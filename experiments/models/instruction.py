@@ -57,6 +57,8 @@ class Candidate(models.Model):
     parent = models.ForeignKey(Instruction, on_delete=models.CASCADE, related_name="candidates")
     text = models.TextField(blank=True)
     fate = models.CharField(max_length=20, choices=[(f.value, f.value) for f in Fate])
+    overlap = models.TextField(blank=True, help_text="the benchmark item it is too close to, and how")
+    prompt = models.CharField(max_length=40, blank=True, help_text="which of our prompts, in which version")
     nearest = models.ForeignKey(Instruction, null=True, on_delete=models.SET_NULL, related_name="+")
     similarity = models.FloatField(null=True, help_text="ROUGE-L F1 to the nearest known instruction, 0..1")
     completion = models.ForeignKey(Completion, null=True, on_delete=models.SET_NULL, related_name="+")

@@ -49,6 +49,26 @@ class Iteration(models.Model):
         return f"{self.run} iteration {self.number}"
 
 
+class Threshold(models.Model):
+    """A tau that a person set while a run was under way: it holds from an iteration on, until another does."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="thresholds")
+    iteration = models.PositiveSmallIntegerField(help_text="the number of the first iteration that it holds for")
+    tau = models.FloatField()
+    set_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("iteration", "id")
+        constraints = [
+            models.CheckConstraint(condition=Q(tau__range=(-9, 9)), name="threshold_tau_range"),
+            models.UniqueConstraint(fields=["run", "iteration"], name="threshold_one_per_iteration"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.run} tau {self.tau:g} from iteration {self.iteration}"
+
+
 class Stage(models.Model):
     """Imitation, evaluation, discrimination or generation of one iteration. Its state is derived from its jobs."""
 

@@ -1,3 +1,4 @@
+from django.conf import settings
 from django.db import models
 from django.db.models import Q
 
@@ -5,6 +6,8 @@ from experiments.models.completion import Completion
 from experiments.models.instruction import Instruction
 from experiments.models.run import Iteration
 from trainer.records import Label, Order
+
+TOGETHER = [Order.TEACHER_FIRST.value, Order.STUDENT_FIRST.value]
 
 
 class Role(models.TextChoices):
@@ -42,7 +45,7 @@ class Response(models.Model):
 
 
 class Judgement(models.Model):
-    """One referee call: one order of the two responses, two scores and the evidence. Scores are both there, or a failure is."""
+    """One referee call: the two responses in one order, or one of them alone; its scores and the evidence, or a failure."""
 
     instruction = models.ForeignKey(Instruction, on_delete=models.CASCADE, related_name="judgements")
     iteration = models.ForeignKey(Iteration, on_delete=models.CASCADE, related_name="judgements")
@@ -52,15 +55,20 @@ class Judgement(models.Model):
     evidence = models.TextField(blank=True)
     failure = models.TextField(blank=True)
     completion = models.ForeignKey(Completion, null=True, on_delete=models.SET_NULL, related_name="+")
+    referee = models.CharField(max_length=100, blank=True, help_text="the endpoint that was asked")
+    sample = models.PositiveSmallIntegerField(default=0, help_text="which of several judgements of one kind")
+    prompt = models.CharField(max_length=40, blank=True, help_text="which of our prompts, in which version")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ("id",)
         constraints = [
-            models.UniqueConstraint(fields=["instruction", "iteration", "order"], name="judgement_order_unique"),
+            models.UniqueConstraint(fields=["instruction", "iteration", "order", "referee", "sample"], name="judgement_ask_unique"),
             models.CheckConstraint(
                 condition=Q(teacher_score__isnull=True, student_score__isnull=True) & ~Q(failure="")
-                | Q(teacher_score__range=(1, 10), student_score__range=(1, 10), failure=""),
+                | Q(order__in=TOGETHER, teacher_score__range=(1, 10), student_score__range=(1, 10), failure="")
+                | Q(order=Order.TEACHER_ALONE.value, teacher_score__range=(1, 10), student_score__isnull=True, failure="")
+                | Q(order=Order.STUDENT_ALONE.value, student_score__range=(1, 10), teacher_score__isnull=True, failure=""),
                 name="judgement_scores_or_failure",
             ),
         ]
@@ -81,6 +89,11 @@ class Verdict(models.Model):
     discrepancy = models.FloatField(null=True, help_text="mean teacher score minus mean student score")
     inconsistent = models.BooleanField(default=False, help_text="the two orders disagree on the side of tau")
     reason = models.TextField(blank=True)
+    by_hand = models.BooleanField(default=False, help_text="a person gave the scores")
+    left_out = models.BooleanField(default=False, help_text="a person wants it to stay quarantined: it is not judged again")
+    ruled_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", help_text="who scored or left it out"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -94,6 +107,8 @@ class Verdict(models.Model):
                 & Q(discrepancy__isnull=False, teacher_score__range=(1, 10), student_score__range=(1, 10)),
                 name="verdict_number_unless_quarantined",
             ),
+            models.CheckConstraint(condition=Q(left_out=False) | Q(label=Label.QUARANTINED.value), name="verdict_left_out_is_quarantined"),
+            models.CheckConstraint(condition=Q(by_hand=False) | ~Q(label=Label.QUARANTINED.value), name="verdict_by_hand_has_scores"),
         ]
         indexes = [models.Index(fields=["iteration", "label"]), models.Index(fields=["iteration", "-discrepancy"])]
 

@@ -79,6 +79,9 @@ class PostgresBook:
     def cache_pool(self, iteration: int) -> list[Instruction]:
         return self._instructions(querysets.cache_pool(self.run, iteration))
 
+    def tau(self, iteration: int) -> float:
+        return querysets.tau_of(self.run, iteration, default=self.config.loop.tau)
+
     def teacher_responses(self) -> dict[str, Response]:
         return self._responses(models.Response.objects.filter(instruction__run=self.run, role=Role.TEACHER))
 
@@ -140,7 +143,7 @@ class PostgresBook:
         verdicts = [self._verdict_row(number, verdict) for number, verdict, _ in kept]
         judgements = [self._judgement_row(number, judgement) for number, _, both in kept for judgement in both]
         made_in, ids = self.job.stage.iteration, [row.instruction_id for row in verdicts]
-        quarantined = models.Verdict.objects.filter(iteration=made_in, instruction__in=ids, label=Label.QUARANTINED)
+        quarantined = models.Verdict.objects.filter(iteration=made_in, instruction__in=ids, label=Label.QUARANTINED, left_out=False)
         unweighed = models.Judgement.objects.filter(
             iteration=made_in, instruction__in=models.Instruction.objects.filter(verdicts__in=quarantined)
         )
@@ -315,6 +318,8 @@ class PostgresBook:
             fate=candidate.fate,
             nearest_id=self._ids.get(candidate.nearest),
             similarity=candidate.similarity,
+            overlap=candidate.overlap,
+            prompt=candidate.prompt,
             completion_id=candidate.completion or None,
         )
 
@@ -352,6 +357,8 @@ def _verdict(row: models.Verdict) -> Verdict:
         discrepancy=row.discrepancy,
         inconsistent=row.inconsistent,
         reason=row.reason,
+        by_hand=row.by_hand,
+        left_out=row.left_out,
     )
 
 
@@ -365,5 +372,7 @@ def _candidate(row: models.Candidate) -> Candidate:
         fate=Fate(row.fate),
         nearest=row.nearest.key if row.nearest else "",
         similarity=row.similarity,
+        overlap=row.overlap,
+        prompt=row.prompt,
         completion=row.completion_id or "",
     )

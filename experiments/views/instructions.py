@@ -11,8 +11,10 @@ from django.views.decorators.http import require_GET
 from django.views.decorators.vary import vary_on_headers
 
 from experiments import querysets
-from experiments.forms import CandidateFilterForm, FilterForm
+from experiments.flow_form import InstructionFilterForm
+from experiments.forms import CandidateFilterForm
 from experiments.models import Candidate, Instruction, Iteration, Judgement, Response, Role, Verdict
+from experiments.querysets_flow import in_state
 from experiments.views.paging import page_of, page_of_many
 from experiments.views.runs import get_run
 from trainer.records import Fate
@@ -25,10 +27,12 @@ MOST_CHILDREN = 50
 def run_instructions(request: HttpRequest, run_id: int) -> HttpResponse:
     run = get_run(run_id)
     iterations = {iteration.number: iteration for iteration in run.iterations.all()}
-    form = FilterForm(request.GET, iterations=sorted(iterations), kinds=querysets.kinds_of(run))
+    form = InstructionFilterForm(request.GET, iterations=sorted(iterations), kinds=querysets.kinds_of(run))
     chosen = form.chosen
     shown = iterations[chosen["iteration"]] if "iteration" in chosen else querysets.last_judged_iteration(run)
     rows = filter_instructions(querysets.instructions_beside_verdicts(run, shown), chosen)
+    if "state" in chosen:
+        rows = in_state(rows, chosen["state"], shown) if shown else rows.none()
     page = page_of_many(request, rows, total=_total(rows, shown, chosen))
     context = {"run": run, "form": form, "shown": shown, "page": page, "filtered": bool(set(chosen) - {"sort"})}
     return render(request, _fragment_or_page(request, "instructions"), context)
@@ -46,7 +50,7 @@ def filter_instructions(rows: QuerySet[Instruction], chosen: dict[str, Any]) -> 
     """The instructions that the chosen filters leave, in the chosen order."""
     if "q" in chosen:
         rows = querysets.matching(rows, chosen["q"])
-    if "iteration" in chosen:
+    if "iteration" in chosen and "state" not in chosen:  # some states are of what has no verdict
         rows = rows.filter(**{"label__isnull": False})
     if "made_to" in chosen:
         rows = rows.filter(iteration__number__lte=chosen["made_to"])

@@ -37,7 +37,7 @@ def run(request: HttpRequest, run_id: int) -> HttpResponse:
     try:
         context = {**_board_context(read_board(found)), "settings": config_rows([found.config])}
     except ConfigError as error:
-        return _unreadable(request, found, error)
+        return unreadable(request, found, error)
     return render(request, "run.html", context)
 
 
@@ -48,11 +48,11 @@ def run_live(request: HttpRequest, run_id: int) -> HttpResponse:
     try:
         context = _board_context(read_board(found))
     except ConfigError as error:
-        return _unreadable(request, found, error)
+        return unreadable(request, found, error)
     return render(request, "_run_live.html", context)
 
 
-def _unreadable(request: HttpRequest, found: Run, error: ConfigError) -> HttpResponse:
+def unreadable(request: HttpRequest, found: Run, error: ConfigError) -> HttpResponse:
     """A run whose config this version cannot read: what is wrong with it, and its ledger and instructions behind the tabs."""
     return render(request, "run_unreadable.html", {"run": found, "problem": str(error)}, status=422)
 
@@ -90,7 +90,7 @@ def run_imitation(request: HttpRequest, run_id: int, number: int) -> HttpRespons
     try:
         board = read_board(found)
     except ConfigError as error:
-        return _unreadable(request, found, error)
+        return unreadable(request, found, error)
     imitation = next((imitation for imitation in board.imitations if imitation.number == number), None)
     if imitation is None:
         raise Http404(f"Nothing is known of an imitation in iteration {number}.")

@@ -13,7 +13,28 @@ function colour(token) {
   return getComputedStyle(probe).color;
 }
 
+/** A colour that what lies below shows through. */
+function pale(token, share) {
+  return colour(token).replace("rgb(", "rgba(").replace(")", `, ${share})`);
+}
+
+const DRESS = {
+  sankey(trace) {
+    trace.node.color = trace.meta.nodes.map(colour);
+    trace.link.color = trace.meta.links.map((token) => pale(token, 0.35));
+    trace.link.hovercolor = trace.meta.links.map((token) => pale(token, 0.6));
+    trace.textfont = { color: colour("ink") };
+  },
+  sunburst(trace) {
+    const outside = (token) => pale(token, 0.55);
+    const colors = trace.meta.sectors.map((token, i) => (i < trace.meta.inner ? colour(token) : outside(token)));
+    trace.marker = { colors, line: { color: colour("surface"), width: 1 } };
+    trace.textfont = { color: trace.meta.sectors.map((_, i) => colour(i < trace.meta.inner ? "surface" : "ink")) };
+  },
+};
+
 function dressTrace(trace) {
+  if (DRESS[trace.type]) return DRESS[trace.type](trace);
   const value = colour(trace.meta.token);
   trace.marker = { ...trace.marker, color: value };
   if (trace.type === "bar") trace.marker.line = { width: 0 };
@@ -31,6 +52,8 @@ function dressLayout(layout) {
   for (const note of layout.annotations ?? []) note.font = { size: 11, color: ink };
 }
 
+const isEmpty = ({ x, node, labels }) => !(x?.length || node?.label?.length || labels?.length);
+
 function openOnClick(box) {
   box.on("plotly_click", ({ points }) => {
     const target = points[0]?.customdata;
@@ -42,7 +65,7 @@ function draw(box, { again = false } = {}) {
   const text = document.getElementById(box.dataset.figure)?.textContent;
   if (!text || (!again && drawn.get(box) === text) || !box.checkVisibility()) return;
   const figure = JSON.parse(text);
-  const empty = !figure.data.some((trace) => trace.x?.length);
+  const empty = figure.data.every(isEmpty);
   box.classList.toggle("is-empty", empty);
   if (empty) return void (box.textContent = "Nothing yet.");
   if (!drawn.has(box)) box.textContent = "";

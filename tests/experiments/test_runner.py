@@ -64,6 +64,7 @@ def test_what_a_person_can_mend_fails_the_job_with_the_sentence_that_says_how(
         (OutOfMemory("Lower the batch."), True),
         (LossDiverged("The loss is no number.", fields={"imitation.learning_rate": "too high"}), True),
         (ConfigError("No key in LIONWEB_KEY.", fields={}), False),
+        (ConfigError("The Hub could not be reached for 'a/b', and this worker has no copy."), False),
         (NoSpace("The disk is full."), False),
     ],
 )

@@ -20,7 +20,7 @@ from trainer.errors import BudgetSpent, ConfigError, RequestRefused, ResponseFor
 from trainer.folder_calls import FolderCalls
 from trainer.generator import EndpointGenerator
 from trainer.prompts import REFEREE_SCHEMA
-from trainer.records import Completion, Instruction, Order, Response
+from trainer.records import Completion, Instruction, Judgement, Order, Response
 from trainer.referee import EndpointReferee
 from trainer.teacher import EndpointTeacher
 from trainer.wire import completion_key
@@ -516,7 +516,7 @@ def test_an_empty_reply_is_asked_for_again(server: FakeServer, store: FolderCall
     assert respond(server, store).text == "2"
 
 
-@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("order", [Order.TEACHER_FIRST, Order.STUDENT_FIRST])
 def test_the_referees_scores_find_their_side_in_both_orders(server: FakeServer, store: FolderCalls, order: Order) -> None:
     def answer(number: int, request: dict[str, Any]) -> Reply:
         text = request["messages"][-1]["content"]
@@ -530,6 +530,37 @@ def test_the_referees_scores_find_their_side_in_both_orders(server: FakeServer, 
         config_of(server), store, lambda e: EndpointReferee(e, ROLE).judge(INSTRUCTION, teacher=teacher, student=student, order=order)
     )
     assert (judgement.teacher_score, judgement.student_score, judgement.failure) == (9.0, 4.0, "")
+
+
+def test_a_response_read_alone_gets_its_own_score_and_the_other_none(server: FakeServer, store: FolderCalls) -> None:
+    server.answer = lambda number, request: said("Evidence: fine.\nScore of assistant 1: 7")
+    teacher, student = Response(instruction="a", text="the teacher's words"), Response(instruction="a", text="the student's words")
+    judgement = with_endpoint(
+        config_of(server),
+        store,
+        lambda e: EndpointReferee(e, ROLE).judge(INSTRUCTION, teacher=teacher, student=student, order=Order.STUDENT_ALONE),
+    )
+    assert (judgement.teacher_score, judgement.student_score, judgement.evidence) == (None, 7.0, "fine.")
+    assert judgement.prompt == "pointwise 1"
+    assert "the teacher's words" not in str(server.calls[0]["messages"])
+
+
+def test_several_samples_of_one_judgement_are_calls_of_their_own_and_none_is_a_retry_of_another(
+    server: FakeServer, store: FolderCalls
+) -> None:
+    server.answer = lambda number, request: said("no score" if number == 1 else "Score of assistant 1: 7\nScore of assistant 2: 4")
+    one, other = Response(instruction="a", text="x"), Response(instruction="a", text="y")
+
+    async def judge(endpoint: Endpoint) -> list[Judgement]:
+        referee = EndpointReferee(endpoint, ROLE, samples=2)
+        return [
+            await referee.judge(INSTRUCTION, teacher=one, student=other, order=Order.TEACHER_FIRST, referee="fake", sample=sample)
+            for sample in range(2)
+        ]
+
+    judgements = with_endpoint(config_of(server), store, judge)
+    assert [(j.sample, j.referee, j.teacher_score, j.prompt) for j in judgements] == [(n, "fake", 7.0, "joint 1") for n in range(2)]
+    assert len(server.calls) == 3
 
 
 def test_an_unreadable_referee_is_asked_again_and_then_told_with_its_words_and_no_number(server: FakeServer, store: FolderCalls) -> None:

@@ -184,9 +184,15 @@ def test_a_merge_asks_for_what_the_merged_weights_take(lone_adapter, merge_here,
 def test_a_gguf_asks_for_its_own_size_beside_the_weights(full, llama_cpp, tmp_path, monkeypatch):
     weights = (full / "model.safetensors").stat().st_size
     free = checkpoints.SPARE_BYTES + weights
-    monkeypatch.setattr(checkpoints, "free_bytes", lambda folder: free if folder == tmp_path else weights - 1)
+    monkeypatch.setattr(checkpoints, "free_bytes", lambda folder: free if folder == tmp_path else weights // 3)
     with pytest.raises(NoSpace, match="The GGUF needs"):
         gguf(full, tmp_path / "out", llama_cpp())
+
+
+def test_half_the_precision_asks_for_half_the_room(full):
+    numbers = export._gguf_bytes(full, "f32") / 4
+    assert 0.9 * (full / "model.safetensors").stat().st_size < 4 * numbers < (full / "model.safetensors").stat().st_size
+    assert export._gguf_bytes(full, "f16") == 2 * numbers
 
 
 def test_files_that_cannot_be_linked_are_counted(full, tmp_path, monkeypatch):

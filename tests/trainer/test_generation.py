@@ -13,6 +13,7 @@ from trainer.records import Candidate, Completion, Fate, Instruction, Label, Ori
 from trainer.similarity import SimilarityIndex
 
 CONFIG = LoopConfig(new_per_iteration=20)
+PARENT = Instruction(key="seed-000000", text="Name the five largest lakes of the world")
 
 
 def pool(size: int = 12) -> list[Instruction]:
@@ -160,8 +161,8 @@ def test_the_paper_keeps_what_is_below_the_limit_and_the_code_what_is_at_most_th
     ],
 )
 def test_the_rules_of_the_paper_and_of_the_code(text: str, paper: Fate, code: Fate) -> None:
-    assert text_fate(text, config=CONFIG) is paper
-    assert text_fate(text, config=replace(CONFIG, candidate_rules="code")) is code
+    assert text_fate(text, parent=PARENT, config=CONFIG) is paper
+    assert text_fate(text, parent=PARENT, config=replace(CONFIG, candidate_rules="code")) is code
 
 
 def test_the_train_pool_is_replaced_and_the_cache_pool_extended() -> None:

@@ -98,13 +98,13 @@ def test_a_hostile_answer_stays_inside_its_fence(hostile: str, structured: bool,
     tag = prompts.fence_tag(TASK.prompt, *answers)
     assert tag not in hostile
     assert [user.count(line) for name in prompts.FENCED.values() for line in prompts.fence(name, tag)] == [1] * 6
-    assert read_referee(user) == (TASK.prompt, *answers)
+    assert read_referee(user) == [TASK.prompt, *answers]
 
 
 @each_hostile_text
 def test_a_hostile_instruction_stays_inside_its_fence(hostile: str) -> None:
     task = Instruction(key="a", text=hostile)
-    assert read_referee(prompts.referee_messages(task, TRUTH, WRONG)[1]["content"]) == (hostile, TRUTH, WRONG)
+    assert read_referee(prompts.referee_messages(task, TRUTH, WRONG)[1]["content"]) == [hostile, TRUTH, WRONG]
 
 
 # The parser ---------------------------------------------------------------------------------------------------------------------------

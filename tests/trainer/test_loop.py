@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeDesk, FakeReferee, FakeTeacher
-from trainer.config import EvaluationConfig, LoopConfig, RunConfig
-from trainer.errors import ConfigError
+from trainer.config import DiscriminationConfig, EvaluationConfig, LoopConfig, RunConfig
+from trainer.errors import ConfigError, TooManyQuarantined
 from trainer.folder import FolderBook, locked
 from trainer.jsonl import drop_unfinished_line, read_jsonl
 from trainer.loop import distil, run_step
@@ -146,8 +146,32 @@ def test_what_the_referee_cannot_say_is_quarantined_never_easy(tmp_path: Path) -
 
 def test_a_run_that_could_judge_nothing_ends_with_the_reason_and_what_to_do(tmp_path: Path) -> None:
     everyone = frozenset(i.key for i in seeds())
-    with pytest.raises(ConfigError, match=r"no hard parent.*10 of 10 .* quarantined, 10 with this reason: .*Launch a new run"):
-        distil(book_in(tmp_path), FakeDesk(tmp_path, referee=FakeReferee(unreadable=everyone)), CONFIG)
+    lenient = replace(CONFIG, discrimination=DiscriminationConfig(most_quarantined=1))
+    with pytest.raises(ConfigError, match=r"no hard parent.*10 of 10 .* quarantined. 10 of them with this reason: .*Launch a new run"):
+        distil(book_in(tmp_path, lenient), FakeDesk(tmp_path, referee=FakeReferee(unreadable=everyone)), lenient)
+
+
+def test_a_stage_with_too_much_in_quarantine_stops_with_all_it_has_and_asks(tmp_path: Path) -> None:
+    three = frozenset({"seed-000001", "seed-000002", "seed-000003"})
+    with pytest.raises(TooManyQuarantined, match=r"3 of 10 .* more than the 20% .* 3 of them with this reason"):
+        distil(book_in(tmp_path), FakeDesk(tmp_path, referee=FakeReferee(unreadable=three)), CONFIG)
+    book = book_in(tmp_path)
+    assert (len(book.verdicts(1)), book.candidates(1)) == (10, [])
+    well = FakeDesk(tmp_path)
+    distil(book, well, CONFIG)
+    assert {key for key, _ in well.referee.asked} >= three
+    assert all(verdict.label is not Label.QUARANTINED for verdict in book.verdicts(1).values())
+
+
+def test_a_sample_of_the_cache_pool_is_answered_and_judged_where_the_config_wants_one(tmp_path: Path) -> None:
+    config = replace(CONFIG, discrimination=DiscriminationConfig(sample=7))
+    desk = FakeDesk(tmp_path)
+    book = book_in(tmp_path, config)
+    distil(book, desk, config)
+    assert [len(book.verdicts(iteration)) for iteration in (1, 2)] == [7, 7]
+    assert set(book.student_responses(1)) == set(book.verdicts(1))
+    assert {c.parent for c in book.candidates(1)} <= set(book.verdicts(1))
+    assert [len(book.cache_pool(iteration)) for iteration in (1, 2)] == [10, 16]
 
 
 def test_a_run_that_went_on_leaves_its_quarantine_as_it_was(tmp_path: Path) -> None:

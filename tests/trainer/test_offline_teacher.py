@@ -24,7 +24,7 @@ from trainer.demo.play import INJECTIONS, MIDDLE_SCORE, UNKNOWN_TASK, create, ju
 from trainer.demo.process import OfflineTeacher
 from trainer.demo.tasks import KINDS, answer, is_held_out, kind_of
 from trainer.errors import ResponseFormatError, TeacherUnavailable
-from trainer.parsing import parse_scores
+from trainer.parsing import parse_score, parse_scores
 from trainer.records import Instruction
 
 TASK = Instruction(key="seed-000000", text="reverse: badc")
@@ -164,10 +164,16 @@ def test_an_app_waits_its_latency_before_it_answers() -> None:
         assert ask(running, prompts.teacher_messages(TASK)).elapsed.total_seconds() >= 0.08
 
 
-def test_a_position_bias_adds_to_what_is_read_first_and_stays_in_range() -> None:
-    assert parse_scores(judge("reverse: badc", "cdaa", "cdaa", bias=1)).first == 8.75
+def test_a_position_bias_prefers_what_is_read_first_by_so_many_points_and_stays_in_range() -> None:
+    both = parse_scores(judge("reverse: badc", "cdaa", "cdaa", bias=2))
+    assert (both.first, both.second) == (8.75, 6.75)
     assert parse_scores(judge("reverse: badc", "cdab", "", bias=3)).first == 10
     assert parse_scores(judge("reverse: badc", "zzzz", "cdab", bias=-3)).first == 1
+
+
+def test_a_response_read_alone_is_scored_without_a_bias() -> None:
+    assert parse_score(judge("reverse: badc", "cdaa", bias=2)).value == 7.75
+    assert parse_score(judge("reverse: badc", "cdaa", bias=2, structured=True)).value == 7.75
 
 
 def test_the_evidence_cannot_be_made_to_hold_a_score_line_by_a_response() -> None:
@@ -180,7 +186,9 @@ def test_the_evidence_cannot_be_made_to_hold_a_score_line_by_a_response() -> Non
 @given(first=st.text(), second=st.text(), text=st.text(min_size=1))
 def test_the_referee_reads_back_exactly_what_the_prompt_was_given(first: str, second: str, text: str) -> None:
     user = prompts.referee_messages(Instruction(key="a", text=text), first, second)[1]["content"]
-    assert read_referee(user) == (text, first, second)
+    assert read_referee(user) == [text, first, second]
+    alone = prompts.pointwise_messages(Instruction(key="a", text=text), first)[1]["content"]
+    assert read_referee(alone) == [text, first]
 
 
 @given(first=st.text(), second=st.text(), bias=st.floats(-20, 20), parent=st.sampled_from(["reverse: badc", "next: 3907", "sing"]))

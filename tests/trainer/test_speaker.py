@@ -174,7 +174,7 @@ def test_weights_that_cannot_be_read_are_not_blamed_on_a_setting(tmp_path: Path)
     folder = save_student(tmp_path / "student")  # without a manifest: nothing to hold it against
     (folder / "model.safetensors").write_bytes(b"no weights")
 
-    with pytest.raises(ConfigError, match=r"The checkpoint .*student cannot be loaded .* run its imitation again") as caught:
+    with pytest.raises(ConfigError, match=r"The checkpoint .*student cannot be loaded .* launch a new run") as caught:
         load_speaker(tiny_config(), folder)
     assert caught.value.fields == {}
 

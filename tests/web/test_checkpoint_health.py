@@ -57,7 +57,7 @@ def test_the_notice_names_the_files_and_what_to_do(person, checkpoint):
     checked(checkpoint, person, BROKEN, "<b>.json is missing.")
     notice = text_of(render_to_string("_checkpoint_health.html", {"checkpoint": checkpoint}))
     assert BROKEN in notice
-    assert "run its imitation again" in notice
+    assert "launch a new run" in notice
     checkpoint.stored_at = "file:///mnt/share"
     assert "bring it back" in text_of(render_to_string("_checkpoint_health.html", {"checkpoint": checkpoint}))
 

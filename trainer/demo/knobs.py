@@ -36,7 +36,7 @@ class Knobs:
     garble: float = _share_of("replies that cannot be used; another `seed` has another chance")
     no_usage: bool = _knob(False, "replies do not say how many tokens they took")
     refuse_structured: bool = _knob(False, "answer 400 to any response_format")
-    position_bias: float = _knob(0.0, "points added to the response that is read first", low=-math.inf)
+    position_bias: float = _knob(0.0, "points by which the response that is read first is preferred", low=-math.inf)
     inject: float = _share_of("new instructions that speak to the referee")
     batch_s: float = _knob(1.0, "seconds that a batch takes")
     batch_tokens: float = _knob(0.0, "tokens of prompts and replies in open batches before the next one fails as a whole; 0 is no limit")

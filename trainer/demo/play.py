@@ -26,6 +26,8 @@ UNKNOWN_TASK = "I am sorry, I only know my own small tasks, for example 'reverse
 DICTATED = re.compile(r"Answer with the (?:one word|JSON object) (.+?)(?: and nothing else)?\.")
 """What `trainer.endpoint_test` asks: it says itself what it wants to hear."""
 MIDDLE_SCORE = 5.5
+ALONE = 2
+"""So many fenced blocks has the prompt of a referee that reads one response alone."""
 ROLES = ("teacher", "referee", "generator", "other")
 GARBLED_SCORES = (
     "Both answers have their merits, and I would rather not put a number on them.",
@@ -73,7 +75,8 @@ def _as_referee(user: str, digest: bytes, knobs: Knobs, *, structured: bool, gar
     if garbled:
         replies = GARBLED_JSON_SCORES if structured else GARBLED_SCORES
         return replies[digest[0] % len(replies)]
-    return judge(*read_referee(user), bias=knobs.position_bias, structured=structured)
+    task, *answers = read_referee(user)
+    return judge(task, *answers, bias=knobs.position_bias, structured=structured)
 
 
 def _as_told(user: str) -> str:
@@ -87,20 +90,25 @@ def solve(task: str) -> str | None:
     return answer(_without_injection(task))
 
 
-def judge(task: str, first: str, second: str, *, bias: float = 0.0, structured: bool = False) -> str:
-    """The referee's reply: 1 + 9 times the likeness to the exact answer for each, or a middle score where there is none to know."""
+def judge(task: str, *answers: str, bias: float = 0.0, structured: bool = False) -> str:
+    """The referee's reply to one answer or two: 1 + 9 times the likeness to the exact answer, or a middle score where it is not known.
+
+    bias: by how many points the first of two is preferred. Half is added to it and half taken from the other, as a score at the end of
+    the scale could not rise: swapped means then cancel it.
+    """
     truth = solve(task)
     if truth is None:
-        scores = [MIDDLE_SCORE, MIDDLE_SCORE]
+        scores = [MIDDLE_SCORE] * len(answers)
         evidence = "I do not know the answer to this task, so neither can be put before the other."
     else:
-        scores = [1 + 9 * (1 - Levenshtein.normalized_distance(given.strip(), truth)) for given in (first, second)]
-        told = [_told(number, given, truth) for number, given in enumerate((first, second), start=1)]
+        scores = [1 + 9 * (1 - Levenshtein.normalized_distance(given.strip(), truth)) for given in answers]
+        told = [_told(number, given, truth) for number, given in enumerate(answers, start=1)]
         evidence = f"The exact answer is {json.dumps(truth)}. {' '.join(told)}"
-    scores[0] = min(10.0, max(1.0, scores[0] + bias))
+    if len(scores) == 2:
+        scores = [min(10.0, max(1.0, score + moved)) for score, moved in zip(scores, (bias / 2, -bias / 2), strict=True)]
     if structured:
-        return json.dumps({"evidence": evidence, **{key: round(score, 2) for key, score in zip(prompts.SCORE_KEYS, scores, strict=True)}})
-    lines = [f"{label} {score:.2f}" for label, score in zip(prompts.SCORE_LABELS, scores, strict=True)]
+        return json.dumps({"evidence": evidence, **{key: round(score, 2) for key, score in zip(prompts.SCORE_KEYS, scores, strict=False)}})
+    lines = [f"{label} {score:.2f}" for label, score in zip(prompts.SCORE_LABELS, scores, strict=False)]
     return "\n".join([f"{prompts.EVIDENCE_LABEL} {evidence}", *lines])
 
 
@@ -124,8 +132,8 @@ def read_task(user: str) -> str:
     return user.removeprefix(head).removesuffix(tail)
 
 
-def read_referee(user: str) -> tuple[str, str, str]:
-    """Instruction, first and second response from a referee's prompt. Raises Refused where its fences do not match."""
+def read_referee(user: str) -> list[str]:
+    """The instruction and the one response or two from a referee's prompt. Raises Refused where its fences do not match."""
     tag = user.partition(", ")[2].partition(": begins]")[0]
     blocks: list[str] = []
     at = 0
@@ -133,11 +141,13 @@ def read_referee(user: str) -> tuple[str, str, str]:
         begins, ends = prompts.fence(name, tag)
         start = user.find(f"{begins}\n", at)
         end = user.find(f"\n{ends}", start)
+        if start < 0 and len(blocks) == ALONE:
+            break
         if start < 0 or end < 0:
             raise Refused(400, "unreadable_prompt", f"The referee's prompt has no block {name!r} fenced with {tag!r}.")
         blocks.append(user[start + len(begins) + 1 : end])
         at = end + len(ends)
-    return blocks[0], blocks[1], blocks[2]
+    return blocks
 
 
 def read_generator(user: str) -> tuple[str, bool]:

@@ -1,0 +1,133 @@
+"""How far to trust the referee of a run: how often the orders disagree, what another tau would make, what waits in quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Avg, Count, Q
+
+from experiments.models import Iteration, Judgement, Run, Verdict
+from experiments.querysets import tau_of
+from experiments.services.thresholds import next_judged
+from trainer.records import Label, Order
+from trainer.statistics import Estimate, wilson
+
+BINS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 9.01))
+"""Of |d|, in points, the lower end included."""
+REASONS_SHOWN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlipBin:
+    """Verdicts with a |d| from low up to high, and the share of them whose orders lie on different sides of tau."""
+
+    low: float
+    high: float
+    flips: int
+    share: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What a tau makes of the stored discrepancies."""
+
+    tau: float
+    hard: int
+    easy: int
+
+    @property
+    def hard_percent(self) -> float:
+        return 100 * self.hard / max(self.hard + self.easy, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefereeBoard:
+    """One iteration. swapped: whether both orders were read; discrepancies: (d, count), ascending; first_preferred: in points."""
+
+    iteration: Iteration
+    tau: float
+    swapped: bool
+    flips: int
+    flip_share: Estimate | None
+    bins: Sequence[FlipBin]
+    first_preferred: float | None
+    discrepancies: Sequence[tuple[float, int]]
+    quarantined: int
+    waiting: int
+    reasons: Sequence[tuple[str, int]]
+    decided: bool
+    """Whether new instructions were made by these verdicts: nothing more can be ruled then."""
+    next_iteration: int | None
+
+    @property
+    def scored(self) -> int:
+        return sum(n for _, n in self.discrepancies)
+
+    def split(self, tau: float) -> Split:
+        """Hard and easy by another tau, at once: nothing is judged again."""
+        hard = sum(n for d, n in self.discrepancies if d >= tau)
+        return Split(tau=tau, hard=hard, easy=self.scored - hard)
+
+
+def judged_iterations(run: Run) -> list[Iteration]:
+    """The iterations of a run that have verdicts, in order."""
+    judged = Verdict.objects.filter(iteration__run=run).order_by().values_list("iteration", flat=True).distinct()
+    return list(run.iterations.filter(pk__in=judged).order_by("number"))
+
+
+def read_referee(run: Run, iteration: Iteration) -> RefereeBoard:
+    """The board of an iteration. Raises ConfigError where this version cannot read the run's config."""
+    config = run.run_config()
+    verdicts = Verdict.objects.filter(iteration=iteration).order_by()
+    scored = verdicts.filter(discrepancy__isnull=False)
+    swapped = config.discrimination.scoring == "joint" and config.discrimination.orders == "both"
+    by_referee = scored.filter(by_hand=False)
+    flips = by_referee.filter(inconsistent=True).count()
+    quarantined = verdicts.filter(label=Label.QUARANTINED)
+    waiting = quarantined.filter(left_out=False)
+    reasons = waiting.values_list("reason").annotate(n=Count("pk")).order_by("-n", "reason")[:REASONS_SHOWN]
+    return RefereeBoard(
+        iteration=iteration,
+        tau=tau_of(run, iteration.number, default=config.loop.tau),
+        swapped=swapped,
+        flips=flips,
+        flip_share=wilson(flips, by_referee.count()) if swapped else None,
+        bins=_bins(by_referee) if swapped else (),
+        first_preferred=_first_preferred(iteration) if swapped else None,
+        discrepancies=list(scored.values_list("discrepancy").annotate(n=Count("pk")).order_by("discrepancy")),
+        quarantined=quarantined.count(),
+        waiting=waiting.count(),
+        reasons=list(reasons),
+        decided=iteration.candidates.exists(),
+        next_iteration=next_judged(run),
+    )
+
+
+def _bins(scored: Any) -> list[FlipBin]:
+    inside = {
+        f"bin_{place}": Q(discrepancy__gte=low, discrepancy__lt=high) | Q(discrepancy__lte=-low, discrepancy__gt=-high)
+        for place, (low, high) in enumerate(BINS)
+    }
+    counts = scored.aggregate(
+        **{name: Count("pk", filter=where) for name, where in inside.items()},
+        **{f"{name}_flips": Count("pk", filter=where & Q(inconsistent=True)) for name, where in inside.items()},
+    )
+    return [
+        FlipBin(low=low, high=high, flips=counts[f"bin_{place}_flips"], share=wilson(counts[f"bin_{place}_flips"], counts[f"bin_{place}"]))
+        for place, (low, high) in enumerate(BINS)
+    ]
+
+
+def _first_preferred(iteration: Iteration) -> float | None:
+    """By how many points what was read first scored better than what was read second, over both orders: 0 for a fair referee."""
+    rows = Judgement.objects.filter(iteration=iteration, failure="").order_by()
+    means = {
+        order: rows.filter(order=order.value).aggregate(teacher=Avg("teacher_score"), student=Avg("student_score"))
+        for order in (Order.TEACHER_FIRST, Order.STUDENT_FIRST)
+    }
+    if any(mean["teacher"] is None or mean["student"] is None for mean in means.values()):
+        return None
+    teacher_first, student_first = means[Order.TEACHER_FIRST], means[Order.STUDENT_FIRST]
+    return float((teacher_first["teacher"] - teacher_first["student"] + student_first["student"] - student_first["teacher"]) / 2)
