@@ -161,7 +161,7 @@ class JobDesk:
         return self._pulse.cancelled
 
     def held_out(self) -> HeldOut:
-        return HeldOut(held_out_items(settings.LIONWEB_DATA / "benchmarks", self._book.config))
+        return HeldOut(held_out_items(self._book.config))
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(self._cancellable(work))

@@ -68,8 +68,7 @@ class ShellDesk:
         return False
 
     def held_out(self) -> HeldOut:
-        folder = os.environ.get("LIONWEB_BENCHMARKS", "")
-        return HeldOut(held_out_items(Path(folder) if folder else None, self._config))
+        return HeldOut(held_out_items(self._config))
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)

@@ -103,7 +103,7 @@ class LoopConfig:
     decontaminate: bool = setting(
         True,
         label="Decontamination",
-        help="Reject what shares 13 words in a row with an item of an imported benchmark, or is above 0.7 ROUGE-L of one of its questions.",
+        help="Reject what shares 13 words in a row with an item of the run's benchmarks, or is above 0.7 ROUGE-L of a question of theirs.",
     )
     attempts_per_new: float = setting(
         4.0,
