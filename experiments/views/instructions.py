@@ -104,6 +104,7 @@ def instruction(request: HttpRequest, instruction_id: int) -> HttpResponse:
         "teacher": next((answer for answer in answers if answer.role == Role.TEACHER), None),
         "student": student.get(number),
         "verdict": next((verdict for verdict in verdicts if verdict.iteration.number == number), None),
+        "tau": querysets.tau_of(found.run, number, default=found.run.config.get("loop", {}).get("tau")),
         "judgements": Judgement.objects.filter(instruction=found, iteration__number=number).order_by("-order"),
         "trajectory": [(verdict, student.get(verdict.iteration.number)) for verdict in verdicts],
         "ancestors": querysets.lineage(found),

@@ -124,7 +124,8 @@ def run_leave_out(request: HttpRequest, run_id: int) -> HttpResponse:
 
 @post_from("run_referee")
 @requires("member")
-def run_score_by_hand(request: HttpRequest, run_id: int, verdict_id: int) -> HttpResponse:
+def run_score_by_hand(request: HttpRequest, run_id: int) -> HttpResponse:
+    verdict_id = _number(request.POST.get("verdict", ""))
     verdict = get_object_or_404(Verdict.objects.select_related("iteration"), pk=verdict_id, iteration__run=run_id)
     form = ScoresForm(request.POST)
     if not form.is_valid():

@@ -100,7 +100,7 @@ def test_an_instruction_nobody_answered_yet_has_a_page(client_of, person):
 
 def test_it_takes_few_queries(client_of, run):
     item = run.instructions.filter(iteration__number=1).first()
-    assert queries(client_of("viewer"), f"/instructions/{item.pk}/") <= 11
+    assert queries(client_of("viewer"), f"/instructions/{item.pk}/") <= 12
 
 
 def test_a_stranger_and_an_unknown_number(client, client_of, run):

@@ -70,7 +70,7 @@ def test_a_bad_tau_sets_nothing(client_of, run, tau):
 
 def test_a_quarantined_instruction_is_scored_by_hand(client_of, run):
     verdict = waiting(run).earliest("pk")
-    page = client_of("member").post(f"/runs/{run.pk}/referee/{verdict.pk}/score", {"teacher": "9", "student": "4"}, follow=True)
+    page = client_of("member").post(f"/runs/{run.pk}/referee/score", {"verdict": verdict.pk, "teacher": "9", "student": "4"}, follow=True)
     assert "Scored by hand: d is 5, hard." in page.content.decode()
     verdict.refresh_from_db()
     assert (verdict.label, verdict.by_hand, verdict.ruled_by.username) == (Label.HARD, True, "member")
@@ -81,7 +81,7 @@ def test_a_quarantined_instruction_is_scored_by_hand(client_of, run):
 )
 def test_bad_scores_change_nothing_and_say_what_to_give(client_of, run, scores):
     verdict = waiting(run).earliest("pk")
-    page = client_of("member").post(f"/runs/{run.pk}/referee/{verdict.pk}/score", scores, follow=True).content.decode()
+    page = client_of("member").post(f"/runs/{run.pk}/referee/score", {"verdict": verdict.pk, **scores}, follow=True).content.decode()
     assert "Give both scores, from 1 to 10." in page
     assert waiting(run).filter(pk=verdict.pk).exists()
 
@@ -102,8 +102,10 @@ def test_where_new_instructions_were_made_nothing_is_ruled_any_more(client_of, p
     run = make.make_run_until(person("member"), 2, Step.STUDENT_RESPONSES)
     client, verdict = client_of("member"), waiting(run).earliest("pk")
     assert "they stay as they are" in page_of(client, run)
-    assert f"referee/{verdict.pk}/score" not in page_of(client, run)
-    page = client.post(f"/runs/{run.pk}/referee/{verdict.pk}/score", {"teacher": "9", "student": "4"}, follow=True).content.decode()
+    assert "referee/score" not in page_of(client, run)
+    page = client.post(
+        f"/runs/{run.pk}/referee/score", {"verdict": verdict.pk, "teacher": "9", "student": "4"}, follow=True
+    ).content.decode()
     assert "made by the verdicts of iteration 1" in page
 
 
@@ -112,9 +114,18 @@ def test_a_viewer_rules_nothing(client_of, run, path):
     client = client_of("viewer")
     assert client.post(f"/runs/{run.pk}/referee/{path}", {"tau": "2", "iteration": "1"}).status_code == 403
     assert (
-        client.post(f"/runs/{run.pk}/referee/{waiting(run).earliest('pk').pk}/score", {"teacher": "9", "student": "1"}).status_code == 403
+        client.post(
+            f"/runs/{run.pk}/referee/score", {"verdict": waiting(run).earliest("pk").pk, "teacher": "9", "student": "1"}
+        ).status_code
+        == 403
     )
     assert f"referee/{path}" not in page_of(client, run)
+
+
+@pytest.mark.parametrize("path", ["tau", "leave-out", "score"])
+def test_a_reload_of_what_a_form_was_answered_with_leads_to_the_page(client_of, run, path):
+    answer = client_of("member").get(f"/runs/{run.pk}/referee/{path}?iteration=1")
+    assert (answer.status_code, answer.url) == (302, f"/runs/{run.pk}/referee?iteration=1")
 
 
 def test_hostile_text_is_shown_and_not_run(client_of, run):
