@@ -189,9 +189,9 @@ def test_a_stopped_run_goes_on_from_its_saved_step(
 def test_one_garbled_reply_in_five_is_asked_again_or_quarantined_never_a_number(
     celery_workers: Workers, launch: Launch, config: RunConfig
 ) -> None:
-    impatient = replace(config.referee, asks=1)
+    impatient, lenient = replace(config.referee, asks=1), replace(config.discrimination, most_quarantined=1.0)
     with OfflineTeacher(Knobs(garble=0.2), port=PORT):
-        run = launch(replace(config, referee=impatient))
+        run = launch(replace(config, referee=impatient, discrimination=lenient))
         wait_for_end(run)
     assert state_of(run) == RunState.FINISHED
     assert_adds_up(run)
