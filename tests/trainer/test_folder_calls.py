@@ -17,7 +17,7 @@ from tests.fakes import FakeDesk
 from tests.http_server import Server, running, said
 from tests.stack import wait_until
 from trainer.calls import Call, Done, Outcome
-from trainer.config import EndpointConfig, RefereeConfig, RunConfig
+from trainer.config import DiscriminationConfig, EndpointConfig, RefereeConfig, RunConfig
 from trainer.endpoints import EndpointRoles, open_roles
 from trainer.errors import ConfigError, ResponseFormatError
 from trainer.folder import FolderBook
@@ -212,7 +212,8 @@ def test_a_changed_parser_reads_stored_replies_again_and_pays_nothing(tmp_path: 
     with running(Server()) as server:
         server.answer = lambda asked: said("Score of assistant 1: 9\nScore of assistant 2: 9")
         endpoint = EndpointConfig(base_url=server.url, key_env="", rpm=600_000)
-        config = RunConfig(endpoints={"teacher": endpoint}, referee=RefereeConfig(asks=2))
+        lenient = DiscriminationConfig(most_quarantined=1.0)
+        config = RunConfig(endpoints={"teacher": endpoint}, referee=RefereeConfig(asks=2), discrimination=lenient)
         with monkeypatch.context() as patched:
             patched.setattr("trainer.referee.parse_scores", parser_of_last_year)
             assert set(judge_in(tmp_path, config).values()) == {Label.QUARANTINED}
