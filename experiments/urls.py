@@ -3,6 +3,7 @@ from django.urls import URLPattern, path
 from experiments.views import (
     checkpoints,
     compare,
+    diversity,
     endpoints,
     experiments,
     flow,
@@ -34,6 +35,7 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/instructions", instructions.run_instructions, name="run_instructions"),
     path("runs/<int:run_id>/candidates", instructions.run_candidates, name="run_candidates"),
     path("runs/<int:run_id>/flow", flow.run_flow, name="run_flow"),
+    path("runs/<int:run_id>/diversity", diversity.run_diversity, name="run_diversity"),
     path("runs/<int:run_id>/referee", referee.run_referee, name="run_referee"),
     path("runs/<int:run_id>/referee/tau", referee.run_tau, name="run_tau"),
     path("runs/<int:run_id>/referee/leave-out", referee.run_leave_out, name="run_leave_out"),

@@ -19,6 +19,7 @@ from experiments.models import (
     Candidate,
     Checkpoint,
     Completion,
+    Diversity,
     Experiment,
     Imitation,
     Instruction,
@@ -33,10 +34,13 @@ from experiments.models import (
     SeedInstruction,
     SeedPool,
     Stage,
+    Traits,
     Verdict,
 )
 from experiments.states import JobState, Queue
+from trainer import records as records_of
 from trainer.config import RunConfig, load_preset
+from trainer.diversity import measure, traits_of
 from trainer.plan import GPU_STEPS, ROLE_OF, Planned, Step, plan
 from trainer.plan import Stage as StageName
 from trainer.records import Fate, FirstBatch, Label, Order, Origin, Preflight, ShownExample
@@ -302,7 +306,22 @@ def _candidates(iteration: Iteration, rng: random.Random) -> int:
         for i, parent in enumerate(rng.choices(everything, k=max(3, wanted // 3)))
     ]  # fmt: skip
     Candidate.objects.bulk_create(rows, batch_size=2000)
+    make_diversity(iteration)
     return wanted
+
+
+def make_diversity(iteration: Iteration) -> None:
+    """How varied an iteration's instructions are, and the traits of all that have none yet."""
+    known = Instruction.objects.filter(run=iteration.run).select_related("iteration").order_by("position")
+    records = {row: records_of.Instruction(key=row.key, text=row.text, input=row.input, iteration=row.iteration.number) for row in known}
+    fresh = [Traits(instruction=row, **traits_of(row.text).as_dict()) for row in records if not hasattr(row, "traits")]
+    Traits.objects.bulk_create(fresh, ignore_conflicts=True)
+    seeds = [record for record in records.values() if not record.iteration]
+    for number in {0, iteration.number}:
+        made = [record for record in records.values() if record.iteration == number]
+        told = measure(made, seeds, traits=lambda record: traits_of(record.text), seed=1, iteration=number)
+        row = Iteration.objects.get(run=iteration.run, number=number)
+        Diversity.objects.update_or_create(iteration=row, defaults={"values": told.as_dict()})
 
 
 # Calls

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.calls import Calls
+from trainer.diversity import Diversity, Traits
 from trainer.records import BenchmarkAnswer, Candidate, Instruction, Judgement, Response, TuningNews, Verdict
 from trainer.roles import CheckpointInfo
 
@@ -41,6 +42,10 @@ class Book(Protocol):
 
     def candidates(self, iteration: int) -> Sequence[Candidate]: ...
 
+    def traits(self) -> Mapping[str, Traits]:
+        """What kind of text each instruction is, of those it was found out for."""
+        ...
+
     def answered_items(self, iteration: int, benchmark: str) -> frozenset[str]: ...
 
     def checkpoint(self, iteration: int) -> Path | None:
@@ -56,6 +61,10 @@ class Book(Protocol):
     async def keep_verdict(self, iteration: int, verdict: Verdict, judgements: Sequence[Judgement]) -> None: ...
 
     async def keep_candidate(self, iteration: int, candidate: Candidate, accepted: Instruction | None) -> None: ...
+
+    def keep_diversity(self, iteration: int, diversity: Diversity, traits: Mapping[str, Traits]) -> None:
+        """How varied an iteration's new instructions are (0: the seeds), and the traits of instructions that had none."""
+        ...
 
     def keep_student_responses(self, iteration: int, responses: Sequence[Response]) -> None: ...
 

@@ -2,7 +2,7 @@
 
     config.json completions.jsonl attempts.jsonl summary.json checkpoints/
     iteration-0/  train_pool teacher_responses metrics answers-<benchmark> (.jsonl), scores.json, checkpoint.json
-    iteration-1/  cache_pool student_responses judgements verdicts candidates (.jsonl), and the same as above
+    iteration-1/  cache_pool student_responses judgements verdicts candidates traits (.jsonl), diversity.json, and the same as above
 
 Records are appended and flushed to the disk as they come. A line that was cut off by a crash is the last of its file and is dropped.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +23,7 @@ from trainer import pools
 from trainer.batching import Batcher
 from trainer.benchmarks import TaskScore, task_scores
 from trainer.config import RunConfig
+from trainer.diversity import Diversity, Traits, diversity_from_dict
 from trainer.errors import ConfigError
 from trainer.folder_calls import FolderCalls
 from trainer.jsonl import drop_unfinished_line, read_jsonl, write_json, write_jsonl
@@ -137,6 +138,14 @@ class FolderBook:
     def candidates(self, iteration: int) -> list[Candidate]:
         return self._records(Candidate, iteration, "candidates")
 
+    def traits(self) -> dict[str, Traits]:
+        lines = (line for k in range(self.config.loop.iterations + 1) for line in read_jsonl(self._path(k, "traits")))
+        return {line.pop("instruction"): Traits(**line) for line in lines}
+
+    def diversity(self, iteration: int) -> Diversity | None:
+        path = self._folder(iteration) / "diversity.json"
+        return diversity_from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
     def metrics(self, iteration: int) -> list[Metric]:
         return self._records(Metric, iteration, "metrics")
 
@@ -179,6 +188,11 @@ class FolderBook:
         if candidate.key not in self._kept_candidates:
             self._kept_candidates.add(candidate.key)
             await self._rows((self._path(iteration, "candidates"), candidate))
+
+    def keep_diversity(self, iteration: int, diversity: Diversity, traits: Mapping[str, Traits]) -> None:
+        told = ({"instruction": key, **of_text.as_dict()} for key, of_text in traits.items())
+        write_jsonl(self._path(iteration, "traits"), told, append=True)
+        write_json(self._folder(iteration) / "diversity.json", diversity.as_dict())
 
     def keep_student_responses(self, iteration: int, responses: Sequence[Response]) -> None:
         write_jsonl(self._path(iteration, "student_responses"), (r.as_dict() for r in responses), append=True)

@@ -33,6 +33,7 @@ from trainer.book import Book
 from trainer.config import RunConfig, referees_of
 from trainer.contamination import HeldOut
 from trainer.discrimination import Case, asks_of, judge_all
+from trainer.diversity import measure, traits_of
 from trainer.errors import ConfigError, TooManyQuarantined
 from trainer.generation import Outcome, generate, parents_for
 from trainer.plan import Planned, Step, plan
@@ -230,6 +231,21 @@ def write_new_instructions(book: Book, desk: Desk, config: RunConfig, iteration:
     if not outcome.accepted:
         lines = [f"No new instruction was accepted in iteration {iteration}.", *outcome.shortfall.values()]
         raise ConfigError(" ".join(lines if any(parents.values()) else [*lines, *_why_quarantined(verdicts)]))
+    _measure_diversity(book, desk, config, iteration)
+
+
+def _measure_diversity(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
+    """How varied the new instructions are, beside the seeds, told where that collapses; before the first ones the seeds themselves."""
+    seeds, pool = book.cache_pool(1), book.cache_pool(iteration + 1)
+    told = book.traits()
+    fresh = {i.key: traits_of(i.prompt) for i in pool if i.key not in told}
+    traits = {**told, **fresh}
+    for number in (0, iteration) if iteration == 1 else (iteration,):
+        made = [i for i in pool if i.iteration == number]
+        diversity = measure(made, seeds, traits=lambda i: traits[i.key], seed=config.seed, iteration=number)
+        book.keep_diversity(number, diversity, {i.key: fresh[i.key] for i in made if i.key in fresh})
+    for alarm in diversity.alarms:
+        desk.note(f"The new instructions are less varied than the seeds. {alarm}")
 
 
 def _why_quarantined(verdicts: Mapping[str, Verdict]) -> Iterator[str]:

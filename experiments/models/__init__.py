@@ -3,6 +3,7 @@
 from experiments.models.calls import Batch, Budget, LedgerLine, Pace, PendingCall
 from experiments.models.checkpoint import BenchmarkAnswer, BenchmarkScore, Checkpoint, Metric
 from experiments.models.completion import Completion
+from experiments.models.diversity import Diversity, Traits
 from experiments.models.endpoint import Endpoint
 from experiments.models.errand import Errand, ErrandKind
 from experiments.models.experiment import Experiment
@@ -22,6 +23,7 @@ __all__ = [
     "Candidate",
     "Checkpoint",
     "Completion",
+    "Diversity",
     "Endpoint",
     "Errand",
     "ErrandKind",
@@ -44,5 +46,6 @@ __all__ = [
     "Speaker",
     "Stage",
     "Threshold",
+    "Traits",
     "Verdict",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from experiments.services.durable import durably
 from trainer.batching import Batcher
 from trainer.benchmarks import task_scores
 from trainer.config import RunConfig
+from trainer.diversity import Diversity, Traits
 from trainer.records import (
     BenchmarkAnswer,
     Candidate,
@@ -98,6 +99,11 @@ class PostgresBook:
         self._kept_candidates.update(candidate.key for candidate in candidates)
         return candidates
 
+    def traits(self) -> dict[str, Traits]:
+        rows = models.Traits.objects.filter(instruction__run=self.run)
+        values = rows.values_list("instruction__key", "words", "language", "verb", "noun")
+        return {key: Traits(words=words, language=language, verb=verb, noun=noun) for key, words, language, verb, noun in values}
+
     def answered_items(self, iteration: int, benchmark: str) -> frozenset[str]:
         rows = models.BenchmarkAnswer.objects.filter(iteration=self._iteration(iteration), benchmark=benchmark)
         return frozenset(rows.values_list("item", flat=True))
@@ -159,6 +165,12 @@ class PostgresBook:
         return [None] * len(kept)
 
     # Writing, from a synchronous step
+
+    def keep_diversity(self, iteration: int, diversity: Diversity, traits: Mapping[str, Traits]) -> None:
+        made_in = self._iteration(iteration)
+        rows = [models.Traits(instruction_id=self._ids[key], **of_text.as_dict()) for key, of_text in traits.items()]
+        durably(lambda: self._insert(rows))
+        durably(lambda: models.Diversity.objects.update_or_create(iteration=made_in, defaults={"values": diversity.as_dict()}))
 
     def keep_student_responses(self, iteration: int, responses: Sequence[Response]) -> None:
         durably(lambda: self._insert(self._response_rows(self._iteration(iteration), Role.STUDENT, responses)))

@@ -14,6 +14,7 @@ from experiments import querysets
 from experiments.flow_form import InstructionFilterForm
 from experiments.forms import CandidateFilterForm
 from experiments.models import Candidate, Instruction, Iteration, Judgement, Response, Role, Verdict
+from experiments.querysets_diversity import PARENTS, as_parents, having
 from experiments.querysets_flow import in_state
 from experiments.views.paging import page_of, page_of_many
 from experiments.views.runs import get_run
@@ -32,7 +33,8 @@ def run_instructions(request: HttpRequest, run_id: int) -> HttpResponse:
     shown = iterations[chosen["iteration"]] if "iteration" in chosen else querysets.last_judged_iteration(run)
     rows = filter_instructions(querysets.instructions_beside_verdicts(run, shown), chosen)
     if "state" in chosen:
-        rows = in_state(rows, chosen["state"], shown) if shown else rows.none()
+        rows_of = as_parents if chosen["state"] in PARENTS else in_state
+        rows = rows_of(rows, chosen["state"], shown) if shown else rows.none()
     page = page_of_many(request, rows, total=_total(rows, shown, chosen))
     context = {"run": run, "form": form, "shown": shown, "page": page, "filtered": bool(set(chosen) - {"sort"})}
     return render(request, _fragment_or_page(request, "instructions"), context)
@@ -56,6 +58,8 @@ def filter_instructions(rows: QuerySet[Instruction], chosen: dict[str, Any]) -> 
         rows = rows.filter(iteration__number__lte=chosen["made_to"])
     exact = {"verdict": "label", "made": "iteration__number", "origin": "origin", "kind": "kind", "inconsistent": "inconsistent"}
     rows = rows.filter(**{column: chosen[name] for name, column in exact.items() if name in chosen})
+    if traits := {name: chosen[name] for name in ("language", "verb", "noun") if name in chosen}:
+        rows = having(rows, **traits)
     orders = {"-d": F("discrepancy").desc(nulls_last=True), "d": F("discrepancy").asc(nulls_last=True)}
     sort = chosen.get("sort", "")
     return rows.order_by(orders[sort], "position") if sort else rows.order_by("position")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakeDesk, FakeReferee, FakeTeacher
+from tests.fakes import FakeDesk, FakeGenerator, FakeReferee, FakeTeacher
 from trainer.config import DiscriminationConfig, EvaluationConfig, LoopConfig, RunConfig
 from trainer.errors import ConfigError, TooManyQuarantined
 from trainer.folder import FolderBook, locked
@@ -237,3 +237,19 @@ def test_responses_that_were_cut_are_counted(tmp_path):
     config = replace(CONFIG, respond=replace(CONFIG.respond, max_new_tokens=2))
     distil(book_in(tmp_path), desk, config)
     assert "10 of 10 responses of the student were cut at respond.max_new_tokens, 2." in desk.notes
+
+
+def test_a_run_leaves_how_varied_each_iteration_is_and_the_traits_of_every_instruction(tmp_path: Path) -> None:
+    book = book_in(tmp_path)
+    distil(book, FakeDesk(tmp_path), CONFIG)
+    measured = [book.diversity(number) for number in range(3)]
+    assert [one.made for one in measured if one] == [10, 6, 6]
+    assert set(book.traits()) == {i.key for i in book.cache_pool(3)}
+
+
+def test_a_pool_that_collapses_is_told(tmp_path: Path) -> None:
+    config = replace(CONFIG, loop=replace(CONFIG.loop, iterations=1, new_per_iteration=30, similarity=0.95))
+    desk = FakeDesk(tmp_path)
+    desk.generator = FakeGenerator(write=lambda parent, easy, sample: f"write one long story about the old king of the {sample}th hill")
+    distil(book_in(tmp_path, config), desk, config)
+    assert "The new instructions are less varied than the seeds." in " ".join(desk.notes)
