@@ -45,7 +45,7 @@ class HeldOut:
         for words in _runs(tokenize(text)):
             if words in self._runs:
                 return f"{self._runs[words]}: {WORDS_IN_A_ROW} words in a row, {' '.join(words)!r}"
-        nearest = self._questions.nearest(text)
+        nearest = self._questions.nearest(text, at_least=LIMIT)
         if nearest is not None and nearest[1] > LIMIT:
             return f"{nearest[0]}: ROUGE-L {nearest[1]:.2f} to its question"
         return ""

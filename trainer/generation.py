@@ -154,12 +154,12 @@ def _first_fate(completion: Completion | None) -> Fate:
 def _decide(
     candidate: Candidate, parent: Instruction, *, known: SimilarityIndex, held_out: HeldOut | None, config: LoopConfig
 ) -> Candidate:
-    """The candidate with its fate, and what it is too like."""
+    """The candidate with its fate, and what it is too like; of what is less like all known than the limit, that is not looked for."""
     fate = candidate.fate if candidate.fate in (Fate.NO_REPLY, Fate.CUT_OFF) else text_fate(candidate.text, parent=parent, config=config)
     nearest, similarity, overlap = "", None, ""
     if fate is Fate.ACCEPTED and held_out and (overlap := held_out.overlap(candidate.text)):
         fate = Fate.CONTAMINATED
-    if fate is Fate.ACCEPTED and (found := known.nearest(candidate.text)) is not None:
+    if fate is Fate.ACCEPTED and (found := known.nearest(candidate.text, at_least=config.similarity)) is not None:
         nearest, similarity = found
         fate = similarity_fate(similarity, config=config)
     return replace(candidate, fate=fate, nearest=nearest, similarity=similarity, overlap=overlap)

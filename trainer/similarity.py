@@ -5,17 +5,22 @@ last bit, from an integer LCS by rapidfuzz's bit-parallel algorithm. What keeps 
 1. Two texts cannot have a longer common subsequence than they have tokens in common, counted with repeats. The index knows which
    texts hold a token, so one count over those lists bounds the F1 of every known text (and texts far longer or shorter bound low).
 2. Known texts are compared in falling order of that bound, and no further than the best score found.
-3. A text is held as a str with one character for each token, which rapidfuzz reads in place.
+3. Who asks for similar ones from some score on need not count all tokens: a text that reaches it must hold one of the query's rarer
+   ones, so that the longest lists, those of common words, are not read. This is prefix filtering (Chaudhuri et al., ICDE 2006).
+4. A text is held as a str with one character for each token, which rapidfuzz reads in place.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappush, heappushpop
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +45,11 @@ _SLACK = 1e-9
 """Bounds are compared with this much room, far above rounding and far below the gap between two different F1 values."""
 
 _Encoded = str | list[int]
+
+Occurrence = int | tuple[int, int]
+"""A token's id where it stands for the first time in a text; with n where it stands there for the (n + 1)th."""
+
+Key = TypeVar("Key", int, str)
 
 
 def tokenize(text: str) -> list[str]:
@@ -77,6 +87,27 @@ def rouge_l(first: str, second: str) -> float:
     return float(_f1(np.array([distance]), len(one), np.array([len(other)]))[0])
 
 
+def most_similar(text: str, items: Iterable[tuple[Key, str]], *, most: int) -> list[tuple[Key, float]]:
+    """The items (key, text) most like a text with their ROUGE-L F1, the most similar first; those that share no token are left out.
+
+    For one question to a pool that is read but once. Ties go to the item that came first.
+    """
+    tokens = tokenize(text)
+    best: list[tuple[float, int, Key]] = []
+    for place, (key, other) in enumerate(items):
+        theirs = tokenize(other)
+        if not tokens or not theirs:
+            continue
+        bound = 2 * min(len(tokens), len(theirs)) / (len(tokens) + len(theirs))
+        if len(best) == most and bound < best[0][0] - _SLACK:
+            continue
+        score = float(_f1(np.array([Indel.distance(tokens, theirs)]), len(tokens), np.array([len(theirs)]))[0])
+        if score > 0:
+            entry = (score, -place, key)
+            heappush(best, entry) if len(best) < most else heappushpop(best, entry)
+    return [(key, score) for score, _, key in sorted(best, key=lambda entry: (-entry[0], -entry[1]))]
+
+
 class SimilarityIndex:
     """Known texts under their keys, growing one by one, asked for the ones most like a new text.
 
@@ -87,9 +118,11 @@ class SimilarityIndex:
         self._ids: dict[str, int] = {}
         self._keys: list[str] = []
         self._texts: list[_Encoded] = []
-        self._lengths = array("q")
-        self._holders: dict[tuple[int, int], array[int]] = {}
-        """(token id, n) -> the places of the texts that hold the token more than n times, ascending."""
+        self._lengths = array("i")
+        self._holders: dict[Occurrence, array[int]] = {}
+        """The places of the texts that hold an occurrence, ascending."""
+        self._counts = np.zeros(0, dtype=np.int16)
+        """Zero for each place; a search counts in it and leaves it as it was."""
         self.extend(items)
 
     def __len__(self) -> int:
@@ -100,9 +133,8 @@ class SimilarityIndex:
         ids = [self._ids.setdefault(token, len(self._ids) + 1) for token in tokenize(text)]
         place = len(self._keys)
         for occurrence in _occurrences(ids):
-            holders = self._holders.get(occurrence)
-            if holders is None:
-                holders = self._holders[occurrence] = array("q")
+            if (holders := self._holders.get(occurrence)) is None:
+                holders = self._holders[occurrence] = array("i")
             holders.append(place)
         self._keys.append(key)
         self._texts.append(_encode(ids))
@@ -113,10 +145,49 @@ class SimilarityIndex:
         for key, text in items:
             self.add(key, text)
 
-    def nearest(self, text: str) -> tuple[str, float] | None:
-        """The key of the most similar known text and its score; None while nothing is known."""
-        best = self.top(text, 1)
+    def nearest(self, text: str, *, at_least: float = 0.0) -> tuple[str, float] | None:
+        """The key of the most similar known text and its score; None where no known text reaches `at_least`."""
+        best = self._top_from(text, at_least) if at_least > 0 else self.top(text, 1)
         return best[0] if best else None
+
+    def _top_from(self, text: str, at_least: float) -> list[tuple[str, float]]:
+        """The most similar known text, where its score is `at_least` or more."""
+        ids = self._query(text)
+        places, bounds = self._reaching(ids, at_least)
+        falling = np.argsort(-bounds, kind="stable")
+        found: list[tuple[float, int]] = []
+        for start, end in _spans(len(falling)):
+            some = falling[start:end]
+            if found and -found[0][0] > bounds[some[0]] + _SLACK:
+                break
+            found = sorted(found + self._compared(ids, places[some]))[:1]
+        return self._shown([pair for pair in found if -pair[0] >= at_least])
+
+    def _reaching(self, ids: list[int], at_least: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The places of all texts that may reach a score, ascending, and the highest F1 each can have: (K,) both.
+
+        A text of n tokens shares at least `at_least / 2 * (m + n)` with one of m that it reaches the score with, and n itself is no
+        smaller than that. So it holds one of any m - least + 1 of the query's occurrences: the rarest are looked up, and each text
+        found may hold all of the others.
+        """
+        m = len(ids)
+        holders = sorted((self._holders[o] for o in _occurrences(ids) if o in self._holders), key=len)
+        least = max(1, math.ceil(at_least * m / (2 - at_least) - _SLACK))
+        if len(holders) < least:
+            return np.zeros(0, dtype=np.int64), np.zeros(0)
+        looked_up = [np.frombuffer(places, dtype=np.int32) for places in holders[: len(holders) - least + 1]]
+        if self._counts.size < len(self._keys):
+            self._counts = np.zeros(2 * len(self._keys), dtype=np.int16)
+        for places in looked_up:
+            self._counts[places] += 1  # no place stands twice in one list
+        places = np.concatenate(looked_up)
+        shared = self._counts[places].astype(np.int64) + (least - 1)
+        self._counts[places] = 0
+        lengths = np.frombuffer(self._lengths, dtype=np.int32)[places]
+        bounds = 2 * np.minimum(shared, lengths) / (lengths + m)
+        near = bounds >= at_least - _SLACK
+        found, first = np.unique(places[near], return_index=True)
+        return found.astype(np.int64), bounds[near][first]
 
     def nearest_many(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
         """`nearest` of each text, in order."""
@@ -149,11 +220,11 @@ class SimilarityIndex:
 
     def _bounds(self, ids: list[int]) -> NDArray[np.float64]:
         """The highest F1 each of the N known texts can have with a query: (N,). It is 0 exactly where the F1 is 0."""
-        held = [np.frombuffer(self._holders[pair], dtype=np.int64) for pair in _occurrences(ids) if pair in self._holders]
+        held = [np.frombuffer(self._holders[o], dtype=np.int32) for o in _occurrences(ids) if o in self._holders]
         if not held:
             return np.zeros(len(self._keys))
         shared = np.bincount(np.concatenate(held), minlength=len(self._keys))
-        bounds: NDArray[np.float64] = 2 * shared / (np.frombuffer(self._lengths, dtype=np.int64) + len(ids))
+        bounds: NDArray[np.float64] = 2 * shared / (np.frombuffer(self._lengths, dtype=np.int32) + len(ids))
         return bounds
 
     def _compared(self, ids: list[int], places: NDArray[np.int64]) -> list[tuple[float, int]]:
@@ -162,22 +233,31 @@ class SimilarityIndex:
             return []
         texts = [self._texts[place] for place in places.tolist()]
         distances = process.cdist([_encode(ids)], texts, scorer=Indel.distance, dtype=np.int32)[0]
-        lengths = np.frombuffer(self._lengths, dtype=np.int64)[places]
+        lengths = np.frombuffer(self._lengths, dtype=np.int32)[places].astype(np.int64)
         return list(zip((-_f1(distances, len(ids), lengths)).tolist(), places.tolist(), strict=True))
 
     def _shown(self, found: list[tuple[float, int]]) -> list[tuple[str, float]]:
         return [(self._keys[place], abs(negative)) for negative, place in found]
 
 
-def _occurrences(ids: list[int]) -> Iterator[tuple[int, int]]:
-    """Each token id with the number of times it came before, so that common ones are counted with repeats."""
-    if len(set(ids)) == len(ids):
-        yield from ((token, 0) for token in ids)
-        return
+def _occurrences(ids: list[int]) -> Iterable[Occurrence]:
+    """Each token id, and the second time with a 1, the third with a 2, so that common ones are counted with repeats."""
+    return ids if len(set(ids)) == len(ids) else _with_repeats(ids)
+
+
+def _with_repeats(ids: list[int]) -> Iterator[Occurrence]:
     seen: Counter[int] = Counter()
     for token in ids:
-        yield token, seen[token]
+        yield (token, seen[token]) if seen[token] else token
         seen[token] += 1
+
+
+def _spans(size: int) -> Iterator[tuple[int, int]]:
+    """0..size in pieces, each twice as long as the one before."""
+    start, length = 0, 64
+    while start < size:
+        yield start, start + length
+        start, length = start + length, 2 * length
 
 
 def _rounds(bounds: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], float]]:

@@ -19,8 +19,12 @@ from experiments.querysets_flow import in_state
 from experiments.views.paging import page_of, page_of_many
 from experiments.views.runs import get_run
 from trainer.records import Fate
+from trainer.similarity import most_similar
 
 MOST_CHILDREN = 50
+MOST_SIMILAR = 10
+MOST_COMPARED = 200_000
+"""Instructions that the nearest neighbours are looked for in: about three seconds."""
 
 
 @require_GET
@@ -113,7 +117,8 @@ def instruction(request: HttpRequest, instruction_id: int) -> HttpResponse:
         "trajectory": [(verdict, student.get(verdict.iteration.number)) for verdict in verdicts],
         "ancestors": querysets.lineage(found),
         **_children(found),
-        **_neighbours(found),
+        **_beside(found),
+        **(_most_similar(found) if request.GET.get("similar") else {}),
     }
     return render(request, "instruction.html", context)
 
@@ -131,7 +136,21 @@ def _children(found: Instruction) -> dict[str, Any]:
     return {"children": children[:MOST_CHILDREN], "more_children": len(children) > MOST_CHILDREN}
 
 
-def _neighbours(found: Instruction) -> dict[str, Any]:
+def _most_similar(found: Instruction) -> dict[str, Any]:
+    """The instructions of the run most like this one, with their ROUGE-L F1."""
+    others = Instruction.objects.filter(run=found.run_id).exclude(pk=found.pk).order_by("position")[:MOST_COMPARED]
+    prompts = ((pk, f"{text}\n\n{input}" if input else text) for pk, text, input in others.values_list("pk", "text", "input").iterator())
+    scores = most_similar(f"{found.text}\n\n{found.input}", prompts, most=MOST_SIMILAR)
+    rows = Instruction.objects.select_related("iteration").in_bulk([pk for pk, _ in scores])
+    loop = found.run.config.get("loop", {})
+    return {
+        "similar": [(rows[pk], score) for pk, score in scores],
+        "compared": others.count(),
+        "kept": f"{loop.get('similarity_rule', 'below').replace('_', ' ')} {loop.get('similarity')}",
+    }
+
+
+def _beside(found: Instruction) -> dict[str, Any]:
     siblings = Instruction.objects.filter(run=found.run_id).only("pk")
     return {
         "previous": siblings.filter(position__lt=found.position).order_by("-position").first(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from itertools import product
+from statistics import median
 from time import monotonic, process_time
 
 from rouge_score import rouge_scorer
@@ -19,8 +20,11 @@ from trainer.config import LoopConfig
 from trainer.similarity import SimilarityIndex
 
 NEW, KNOWN = 6_000, 58_000
+POOLS = (50_000, 100_000, 200_000)
+"""Known texts of the iterations whose costs are compared; their words are as many as in real text of that length: see `corpus.py`."""
+ROUNDS = 3
 LIMIT = LoopConfig().similarity
-ORACLE_S = 120
+ORACLE_S = 400
 """So long the oracle may work; the sample is what it gets through, of SAMPLE pairs at most."""
 SAMPLE = 1_000_000
 BLOCK = 100
@@ -49,16 +53,36 @@ def measure() -> Iterator[Figure]:
         name="similarity_decisions", value=differing, unit="decisions other than rouge_score's", bar=Bar(at_most=0),
         against=f"rouge_score on {seen:,} pairs, {near:,} of them similar",
     )  # fmt: skip
+    yield from measure_growth()
 
 
 def filter_new(new: list[str], known: list[str]) -> int:
     """What generation does: a text too similar to a known one goes, any other becomes known. Gives how many were kept."""
     index = SimilarityIndex((str(place), text) for place, text in enumerate(known))
     for place, text in enumerate(new):
-        nearest = index.nearest(text)
-        if nearest is None or nearest[1] < LIMIT:
+        if index.nearest(text, at_least=LIMIT) is None:
             index.add(f"new {place}", text)
     return len(index) - len(known)
+
+
+def measure_growth() -> Iterator[Figure]:
+    """What an iteration takes, from nothing to the last decision, as the pool grows."""
+    writer = Writer(3, words=30_000)
+    known = writer.texts(max(POOLS))
+    new = writer.texts(NEW, like=known)
+    took: dict[int, list[float]] = {size: [] for size in POOLS}
+    for _ in range(ROUNDS):
+        for size in POOLS:
+            worked = process_time()
+            filter_new(new, known[:size])
+            took[size].append(process_time() - worked)
+    seconds = {size: median(times) for size, times in took.items()}
+    say(", ".join(f"{size:,} known: {s:.1f} s" for size, s in seconds.items()))
+    first, last = min(POOLS), max(POOLS)
+    yield Figure(
+        name="similarity_growth", value=seconds[last] / seconds[first], unit=f"x the time at {last / first:g} x the pool",
+        bar=Bar(at_most=0.75 * last / first), against=", ".join(f"{size:,}: {s:.2f} s" for size, s in seconds.items()),
+    )  # fmt: skip
 
 
 class Oracle:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 
-from trainer.similarity import SimilarityIndex, rouge_l, tokenize
+from trainer.similarity import SimilarityIndex, most_similar, rouge_l, tokenize
 
 ORACLE = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
 
@@ -115,6 +115,35 @@ def test_the_top_is_what_sorting_every_score_gives(known: list[str], text: str, 
     index = SimilarityIndex((str(place), other) for place, other in enumerate(known))
     ranked = sorted((-oracle(text, other), place) for place, other in enumerate(known))
     assert index.top(text, n) == [(str(place), abs(negative)) for negative, place in ranked[:n]]
+
+
+@settings(deadline=None)
+@given(known=st.lists(LATIN, max_size=12), text=LATIN, limit=st.sampled_from([0.01, 0.3, 0.5, 0.7, 0.9, 1.0]))
+def test_the_nearest_from_a_limit_on_is_the_nearest_of_all_where_it_reaches_it(known: list[str], text: str, limit: float) -> None:
+    index = SimilarityIndex((str(place), other) for place, other in enumerate(known))
+    nearest = index.nearest(text)
+    assert index.nearest(text, at_least=limit) == (nearest if nearest and nearest[1] >= limit else None)
+
+
+def test_the_nearest_from_a_limit_on_is_found_among_many_and_while_the_index_grows() -> None:
+    known, new = some_texts(600, seed=1), some_texts(300, seed=2)
+    index = SimilarityIndex((str(place), text) for place, text in enumerate(known))
+    near = 0
+    for place, text in enumerate(new):
+        nearest = index.nearest(text)
+        for limit in (0.4, 0.7):
+            assert index.nearest(text, at_least=limit) == (nearest if nearest and nearest[1] >= limit else None)
+        near += nearest is not None and nearest[1] >= 0.7
+        index.add(f"new {place}", text)
+    assert near > 20
+
+
+@settings(deadline=None)
+@given(st.lists(LATIN, max_size=12), LATIN, st.integers(1, 5))
+def test_the_most_similar_of_a_pool_read_once_are_those_an_index_finds(known: list[str], text: str, n: int) -> None:
+    index = SimilarityIndex((str(place), other) for place, other in enumerate(known))
+    expected = [(int(key), score) for key, score in index.top(text, n) if score > 0]
+    assert most_similar(text, enumerate(known), most=n) == expected
 
 
 def test_a_vocabulary_larger_than_there_are_characters_still_compares(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,3 +106,22 @@ def test_it_takes_few_queries(client_of, run):
 def test_a_stranger_and_an_unknown_number(client, client_of, run):
     assert client.get(f"/instructions/{run.instructions.first().pk}/").status_code == 302
     assert client_of("viewer").get("/instructions/999999/").status_code == 404
+
+
+def test_nearest_neighbours_are_looked_for_when_asked_and_come_in_order(client_of, run):
+    texts = {
+        0: "name the five largest lakes of Africa",
+        1: "name the five largest rivers of Africa",
+        2: "name a lake",
+        3: "<b>name the lakes</b>",
+    }
+    for position, text in texts.items():
+        run.instructions.filter(position=position).update(text=text)
+    item = run.instructions.get(position=0)
+    client = client_of("viewer")
+    assert "similar" not in client.get(f"/instructions/{item.pk}/").context
+    page = client.get(f"/instructions/{item.pk}/?similar=on")
+    found = [(row.position, round(score, 3)) for row, score in page.context["similar"]]
+    assert found == [(1, round(2 * 6 / 14, 3)), (3, round(2 * 3 / 12, 3)), (2, round(2 * 1 / 10, 3))]
+    assert "<b>name the lakes" not in body(page)
+    assert f"{page.context['compared']} others" in text_of(body(page))
