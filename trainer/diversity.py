@@ -5,7 +5,7 @@
 2. Nearest neighbour: the mean ROUGE-L F1 of a text to the one most like it, within samples of equal size.
 3. Traits of each text: its length in words, its language, its root verb and that verb's object (the paper's Figure 3).
 
-Words are the tokens of `trainer.similarity`. Samples are drawn from the run's seed: the same run gives the same numbers.
+Words are the tokens of `trainer.similarity`; of a long text its beginning is looked at. Samples are drawn from the run's seed: the same run gives the same numbers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from trainer.similarity import SimilarityIndex, tokenize
 
 MOST_COMPARED = 500
 """Texts of a sample for the nearest neighbours."""
+LONGEST_COMPARED = 2_000
+"""Characters of each of them that are compared, so that a pool of books takes no longer."""
 MOST_COUNTED = 50_000
 """N-grams over which distinct-n is taken at most."""
 
@@ -110,7 +112,7 @@ def measure(
 
 
 def _shuffled(pool: Sequence[Instruction], seed: int, iteration: int) -> list[str]:
-    texts = [instruction.prompt for instruction in pool]
+    texts = [instruction.prompt[:LONGEST_COMPARED] for instruction in pool]
     stream(seed, "diversity", iteration).shuffle(texts)
     return texts
 
