@@ -5,7 +5,8 @@
 2. Nearest neighbour: the mean ROUGE-L F1 of a text to the one most like it, within samples of equal size.
 3. Traits of each text: its length in words, its language, its root verb and that verb's object (the paper's Figure 3).
 
-Words are the tokens of `trainer.similarity`; of a long text its beginning is looked at. Samples are drawn from the run's seed: the same run gives the same numbers.
+Words are the tokens of `trainer.similarity`; of a long text its beginning is looked at. Samples are drawn from the run's seed: the same run
+gives the same numbers.
 """
 
 from __future__ import annotations

@@ -130,8 +130,8 @@ class Verdict(Record):
 class Candidate(Record):
     """One attempt at a new instruction, kept whatever became of it.
 
-    nearest: the known instruction most like it, with the ROUGE-L F1 between them, where that reaches the limit; overlap: the benchmark item it is too close to, in
-    words; prompt: which of our prompts, in which version, as "generator 1".
+    nearest: the known instruction most like it, with the ROUGE-L F1 between them, where that reaches the limit; overlap: the benchmark
+    item it is too close to, in words; prompt: which of our prompts, in which version, as "generator 1".
     """
 
     key: str

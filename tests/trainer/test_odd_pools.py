@@ -51,7 +51,7 @@ def test_an_empty_hard_or_easy_set_is_told_and_the_other_one_goes_on(tmp_path: P
 @pytest.mark.parametrize(("ratio", "referee"), [("1:0", scored(9, 9)), ("0:1", scored(9, 1))])
 def test_where_the_one_kind_that_is_wanted_has_no_parent_the_run_ends_and_says_so(tmp_path: Path, ratio: str, referee: FakeReferee) -> None:
     config = replace(CONFIG, loop=replace(CONFIG.loop, ratio=ratio))
-    with pytest.raises(ConfigError, match="No new instruction was accepted in iteration 1. There is no (hard|easy) parent"):
+    with pytest.raises(ConfigError, match=r"No new instruction was accepted in iteration 1\. There is no (hard|easy) parent"):
         run(tmp_path, FakeDesk(tmp_path, referee=referee), config=config)
 
 
