@@ -9,7 +9,8 @@ from typing import NamedTuple
 from django.db import connection
 from django.db.models import Avg, Count, Exists, OuterRef, Q, QuerySet, StdDev
 
-from experiments.models import Candidate, Instruction, Iteration, Response, Role, Run, Verdict
+from experiments.models import Benchmark, Candidate, Instruction, Iteration, Response, Role, Run, Verdict
+from trainer.benchmarks import get_benchmark
 from trainer.records import Label, Origin
 
 # The flow
@@ -75,6 +76,15 @@ def candidates_by_fate(run: Run) -> dict[int, Counter[tuple[str, str]]]:
     for iteration, origin, fate, n in rows.values_list("iteration", "origin", "fate").annotate(n=Count("pk")):
         counts.setdefault(iteration, Counter())[origin, fate] = n
     return counts
+
+
+def held_against(run: Run) -> list[str] | None:
+    """The benchmarks that new instructions are held against, by title; None where the run does not decontaminate."""
+    config = run.run_config()
+    if not config.loop.decontaminate:
+        return None
+    own = [get_benchmark(name).title for name in config.evaluation.benchmarks]
+    return [*own, *Benchmark.objects.exclude(title__in=own).values_list("title", flat=True)]
 
 
 # Trajectories

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from django.db import InterfaceError, OperationalError, connection
 from experiments.models import Job
 from experiments.querysets import items_done
 from experiments.services import jobs
+from experiments.services.benchmarks import imported_items
 from experiments.services.book import PostgresBook
 from experiments.services.durable import durably
 from experiments.services.endpoints import live_endpoints
@@ -161,7 +163,7 @@ class JobDesk:
         return self._pulse.cancelled
 
     def held_out(self) -> HeldOut:
-        return HeldOut(held_out_items(self._book.config))
+        return HeldOut(chain(held_out_items(self._book.config), imported_items()))
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(self._cancellable(work))

@@ -103,7 +103,8 @@ class LoopConfig:
     decontaminate: bool = setting(
         True,
         label="Decontamination",
-        help="Reject what shares 13 words in a row with an item of the run's benchmarks, or is above 0.7 ROUGE-L of a question of theirs.",
+        help="Reject what shares 13 words in a row with an item of a benchmark, or is above 0.7 ROUGE-L of its question: the benchmarks of "
+        "the run and all that were imported.",
     )
     attempts_per_new: float = setting(
         4.0,

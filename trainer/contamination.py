@@ -28,14 +28,15 @@ class HeldOut:
     """The items of some benchmarks, asked for the one that a text overlaps with."""
 
     def __init__(self, items: Iterable[HeldOutItem] = ()) -> None:
-        self._runs: dict[tuple[str, ...], str] = {}
+        self._runs: dict[int, str] = {}
+        """A run's hash -> the first item it stands in: of a million runs the words themselves would take ten times the memory."""
         self._questions = SimilarityIndex()
         self._size = 0
         for item in items:
             self._size += 1
             self._questions.add(item.name, item.question)
             for words in _runs(tokenize(item.text)):
-                self._runs.setdefault(words, item.name)
+                self._runs.setdefault(hash(words), item.name)
 
     def __len__(self) -> int:
         return self._size
@@ -43,8 +44,8 @@ class HeldOut:
     def overlap(self, text: str) -> str:
         """The item a text overlaps with, and how, in words; "" where there is none."""
         for words in _runs(tokenize(text)):
-            if words in self._runs:
-                return f"{self._runs[words]}: {WORDS_IN_A_ROW} words in a row, {' '.join(words)!r}"
+            if hash(words) in self._runs:
+                return f"{self._runs[hash(words)]}: {WORDS_IN_A_ROW} words in a row, {' '.join(words)!r}"
         nearest = self._questions.nearest(text, at_least=LIMIT)
         if nearest is not None and nearest[1] > LIMIT:
             return f"{nearest[0]}: ROUGE-L {nearest[1]:.2f} to its question"

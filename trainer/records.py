@@ -317,12 +317,13 @@ def news_from_dict(data: dict[str, Any]) -> TuningNews:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkItem(Record):
-    """A held-out question with its gold answer."""
+    """A held-out question with its gold answer. question: what is asked, where the prompt has more than that."""
 
     key: str
     task: str
     prompt: str
     gold: str
+    question: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

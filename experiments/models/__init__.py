@@ -1,5 +1,6 @@
 """The tables, one noun a file."""
 
+from experiments.models.benchmark import Benchmark, HeldOutItem
 from experiments.models.calls import Batch, Budget, LedgerLine, Pace, PendingCall
 from experiments.models.checkpoint import BenchmarkAnswer, BenchmarkScore, Checkpoint, Metric
 from experiments.models.completion import Completion
@@ -17,6 +18,7 @@ from experiments.models.verdict import Judgement, Response, Role, Verdict
 __all__ = [
     "Answer",
     "Batch",
+    "Benchmark",
     "BenchmarkAnswer",
     "BenchmarkScore",
     "Budget",
@@ -28,6 +30,7 @@ __all__ = [
     "Errand",
     "ErrandKind",
     "Experiment",
+    "HeldOutItem",
     "Imitation",
     "Instruction",
     "Iteration",

@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
-from experiments import flow_charts
+from experiments import flow_charts, querysets_flow
 from experiments.flow import problems, read_flow
 from experiments.trajectories import KINDS, read_trajectories
 from experiments.views.runs import get_run, unreadable
@@ -28,6 +28,7 @@ def run_flow(request: HttpRequest, run_id: int) -> HttpResponse:
         "problems": problems(flow),
         "shown": shown,
         "chart": flow_charts.flow_chart(shown) if shown else None,
+        "held_against": querysets_flow.held_against(found),
         "moved": moved,
         "kinds": [kind.replace("_", " ") for kind in KINDS],
         "charts": [flow_charts.trajectory_chart(moved), flow_charts.discrepancy_chart(moved)] if moved else [],
