@@ -10,6 +10,7 @@ from experiments.models.imitation import Imitation
 from experiments.models.instruction import Candidate, Instruction
 from experiments.models.playground import Answer, Question, Speaker
 from experiments.models.pool import SeedInstruction, SeedPool
+from experiments.models.review import Review
 from experiments.models.run import Iteration, Job, Run, Stage, Threshold
 from experiments.models.verdict import Judgement, Response, Role, Verdict
 
@@ -37,6 +38,7 @@ __all__ = [
     "PendingCall",
     "Question",
     "Response",
+    "Review",
     "Role",
     "Run",
     "SeedInstruction",
