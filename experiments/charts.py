@@ -1,7 +1,7 @@
 """Rows become Plotly figures, as plain data for `json_script`.
 
-A figure names its colours by words of the loop (`meta.token`); static/js/charts.js gives each its value from tokens.css, so
-that a chart follows the theme. Labels that a person or a model wrote are escaped: Plotly renders some HTML in them.
+A figure names its colours by words of the loop (`meta.token`; of a line across it, its name); static/js/charts.js gives each its value
+from tokens.css, so that a chart follows the theme. Labels that a person or a model wrote are escaped: Plotly renders some HTML in them.
 """
 
 from __future__ import annotations

@@ -236,6 +236,11 @@ def _verdicts(iterations: Sequence[IterationFlow]) -> list[Row]:
             "left_out", "of the quarantined, left out by a person", [(i.count(left_out=True), i.here(state="left_out")) for i in iterations]
         ),
         _row("by_hand", "of hard and easy, scored by hand", [(i.count(by_hand=True), i.here(state="by_hand")) for i in iterations]),
+        _row(
+            "overruled",
+            "of hard and easy, overruled by a person",
+            [(i.count(overruled=True), i.here(state="overruled")) for i in iterations],
+        ),
         _row("not_judged", "responded or failed to, not judged yet", [(i.not_judged, i.here(state="not_judged")) for i in iterations]),
     ]
 

@@ -240,6 +240,7 @@ def instructions_beside_verdicts(run: Run, iteration: Iteration | None) -> Query
         teacher_score=F("verdict__teacher_score"),
         student_score=F("verdict__student_score"),
         inconsistent=F("verdict__inconsistent"),
+        overruled_to=F("verdict__overruled_to"),
     )
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from django.db import connection
-from django.db.models import Aggregate, Avg, Count, Exists, FloatField, OuterRef, QuerySet
+from django.db.models import Aggregate, Avg, Count, Exists, FloatField, OuterRef, Q, QuerySet
 
 from experiments.models import Diversity, Instruction, Iteration, Run, Traits, Verdict
 from trainer import diversity
@@ -124,7 +124,9 @@ _CHILDREN = """
     )
 """
 _BY_VERDICT = f"""{_CHILDREN}, parents AS (
-        SELECT v.iteration_id, v.label AS origin, v.instruction_id AS id FROM experiments_verdict v WHERE v.label = ANY(%(origins)s)
+        SELECT v.iteration_id, COALESCE(NULLIF(v.overruled_to, ''), v.label) AS origin, v.instruction_id AS id
+        FROM experiments_verdict v JOIN begun ON begun.id = v.iteration_id
+        WHERE COALESCE(NULLIF(v.overruled_to, ''), v.label) = ANY(%(origins)s)
     )
 """
 _ANY_PARENT = f"""{_CHILDREN}, parents AS (
@@ -160,7 +162,8 @@ def eligible(rows: QuerySet[Instruction], iteration: Iteration, origin: str, con
     pool = rows.filter(iteration__number__lt=iteration.number)
     if config.loop.parents != "by_verdict":
         return pool
-    return pool.filter(Exists(Verdict.objects.filter(instruction=OuterRef("pk"), iteration=iteration, label=origin)))
+    verdicts = Verdict.objects.filter(Q(label=origin, overruled_to="") | Q(overruled_to=origin), iteration=iteration)
+    return pool.filter(Exists(verdicts.filter(instruction=OuterRef("pk"))))
 
 
 def as_parents(rows: QuerySet[Instruction], state: str, iteration: Iteration) -> QuerySet[Instruction]:

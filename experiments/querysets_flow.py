@@ -10,6 +10,8 @@ from django.db import connection
 from django.db.models import Avg, Count, Exists, OuterRef, Q, QuerySet, StdDev
 
 from experiments.models import Benchmark, Candidate, Instruction, Iteration, Response, Role, Run, Verdict
+from experiments.querysets_referee import LENGTH_STATES, by_referee, in_length_state
+from experiments.querysets_reviews import REVIEW_STATES, in_review_state
 from trainer.benchmarks import get_benchmark
 from trainer.records import Label, Origin
 
@@ -19,13 +21,15 @@ from trainer.records import Label, Origin
 class Group(NamedTuple):
     """Instructions of a cache pool that came equally far in an iteration, and how many they are.
 
-    answered: teacher and student both gave a usable response; label: "" where there is no verdict yet.
+    answered: teacher and student both gave a usable response; label: the referee's, "" where there is no verdict yet; overruled: what
+    came of it goes by the other label.
     """
 
     answered: bool
     label: str
     by_hand: bool
     left_out: bool
+    overruled: bool
     n: int
 
 
@@ -36,7 +40,7 @@ _GROUPS = """
         WHERE role = 'student' AND iteration_id IN (SELECT id FROM of_run)
     ),
     found AS (
-        SELECT instruction_id, iteration_id, label, by_hand, left_out FROM experiments_verdict
+        SELECT instruction_id, iteration_id, label, by_hand, left_out, overruled_to <> '' AS overruled FROM experiments_verdict
         WHERE iteration_id IN (SELECT id FROM of_run)
     ),
     taught AS (
@@ -44,9 +48,9 @@ _GROUPS = """
         WHERE r.role = 'teacher' AND r.failure = '' AND i.run_id = %(run)s
     )
     SELECT iteration_id, COALESCE(said.good, FALSE) AND taught.instruction_id IS NOT NULL AS answered, COALESCE(found.label, '') AS state,
-           COALESCE(found.by_hand, FALSE), COALESCE(found.left_out, FALSE), COUNT(*)
+           COALESCE(found.by_hand, FALSE), COALESCE(found.left_out, FALSE), COALESCE(found.overruled, FALSE), COUNT(*)
     FROM said FULL JOIN found USING (instruction_id, iteration_id) LEFT JOIN taught USING (instruction_id)
-    GROUP BY 1, 2, 3, 4, 5
+    GROUP BY 1, 2, 3, 4, 5, 6
 """
 """Whoever has a response of the student or a verdict is counted once, so that the groups of an iteration add up to those."""
 
@@ -155,12 +159,17 @@ STATES = {
     "not_asked": "not answered yet",
     "not_judged": "not judged yet",
     "by_hand": "scored by hand",
+    "waiting": "quarantined, to be ruled",
     "left_out": "left out",
+    "scored": "scored: hard or easy",
+    "by_referee": "scored by the referee",
     "solved": "solved: hard before, easy now",
     "still_hard": "still hard",
     "regressed": "regressed: easy before, hard now",
     "still_easy": "still easy",
     "newly_scored": "newly scored",
+    **REVIEW_STATES,
+    **LENGTH_STATES,
 }
 """What may be asked of the instructions of an iteration's cache pool, and its words."""
 
@@ -168,9 +177,19 @@ STATES = {
 def in_state(rows: QuerySet[Instruction], state: str, iteration: Iteration) -> QuerySet[Instruction]:
     """Those of an iteration's cache pool that are in a state of STATES in it."""
     rows = rows.filter(iteration__number__lt=iteration.number)
+    if state in REVIEW_STATES:
+        return rows.filter(pk__in=in_review_state(iteration, state).values("instruction"))
+    if state in LENGTH_STATES:
+        return rows.filter(pk__in=in_length_state(iteration, state).values("instruction"))
     verdicts = Verdict.objects.filter(instruction=OuterRef("pk"), iteration=iteration)
     if state in ("by_hand", "left_out"):
         return rows.filter(Exists(verdicts.filter(**{state: True})))
+    if state == "scored":
+        return rows.filter(Exists(verdicts.filter(label__in=SCORED)))
+    if state == "by_referee":
+        return rows.filter(Exists(by_referee(verdicts)))
+    if state == "waiting":
+        return rows.filter(Exists(verdicts.filter(label=Label.QUARANTINED, left_out=False)))
     if state in ("answered", "no_response", "not_asked", "not_judged"):
         return _answered_so_far(rows, state, iteration, verdicts)
     return _moved(rows, state, iteration, verdicts)

@@ -1,20 +1,28 @@
-"""How far to trust the referee of a run: how often the orders disagree, what another tau would make, what waits in quarantine."""
+"""How far to trust the referee of a run: its scores, how often the orders disagree, whether length wins, what reviewers say.
+
+And what another tau would make of its verdicts, and what waits in quarantine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.db.models import Avg, Count, Q
 
+from experiments.agreement import Agreement, read_agreement
+from experiments.length_bias import LengthBias, read_length_bias
 from experiments.models import Iteration, Judgement, Run, Verdict
 from experiments.querysets import tau_of
+from experiments.querysets_referee import by_referee, score_bins
+from experiments.querysets_reviews import is_decided
 from experiments.services.thresholds import next_judged
 from trainer.records import Label, Order
 from trainer.statistics import Estimate, wilson
 
-BINS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 9.01))
+BINS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 10.0))
 """Of |d|, in points, the lower end included."""
 REASONS_SHOWN = 20
 
@@ -27,6 +35,19 @@ class FlipBin:
     high: float
     flips: int
     share: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """Why verdicts are quarantined that wait to be ruled, and how many."""
+
+    text: str
+    n: int
+
+    @property
+    def md5(self) -> str:
+        """Short enough for an address."""
+        return hashlib.md5(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +75,18 @@ class RefereeBoard:
     bins: Sequence[FlipBin]
     first_preferred: float | None
     discrepancies: Sequence[tuple[float, int]]
+    scores: Mapping[str, Mapping[float, int]]
+    """`teacher` and `student`: lower end of a bin -> verdicts with a mean score in it."""
+    lengths: LengthBias
+    agreement: Agreement
+    overruled: int
     quarantined: int
     waiting: int
-    reasons: Sequence[tuple[str, int]]
+    reasons: Sequence[Reason]
     decided: bool
     """Whether new instructions were made by these verdicts: nothing more can be ruled then."""
+    reviews_count: bool
+    """Whether a review still changes which instructions are parents."""
     next_iteration: int | None
 
     @property
@@ -83,8 +111,8 @@ def read_referee(run: Run, iteration: Iteration) -> RefereeBoard:
     verdicts = Verdict.objects.filter(iteration=iteration).order_by()
     scored = verdicts.filter(discrepancy__isnull=False)
     swapped = config.discrimination.scoring == "joint" and config.discrimination.orders == "both"
-    by_referee = scored.filter(by_hand=False)
-    flips = by_referee.filter(inconsistent=True).count()
+    refereed = by_referee(verdicts)
+    flips = refereed.filter(inconsistent=True).count()
     quarantined = verdicts.filter(label=Label.QUARANTINED)
     waiting = quarantined.filter(left_out=False)
     reasons = waiting.values_list("reason").annotate(n=Count("pk")).order_by("-n", "reason")[:REASONS_SHOWN]
@@ -93,14 +121,19 @@ def read_referee(run: Run, iteration: Iteration) -> RefereeBoard:
         tau=tau_of(run, iteration.number, default=config.loop.tau),
         swapped=swapped,
         flips=flips,
-        flip_share=wilson(flips, by_referee.count()) if swapped else None,
-        bins=_bins(by_referee) if swapped else (),
+        flip_share=wilson(flips, refereed.count()) if swapped else None,
+        bins=_bins(refereed) if swapped else (),
         first_preferred=_first_preferred(iteration) if swapped else None,
         discrepancies=list(scored.values_list("discrepancy").annotate(n=Count("pk")).order_by("discrepancy")),
+        scores={role: score_bins(iteration, f"{role}_score") for role in ("teacher", "student")},
+        lengths=read_length_bias(iteration),
+        agreement=read_agreement(iteration),
+        overruled=verdicts.exclude(overruled_to="").count(),
         quarantined=quarantined.count(),
         waiting=waiting.count(),
-        reasons=list(reasons),
+        reasons=[Reason(text=text, n=n) for text, n in reasons],
         decided=iteration.candidates.exists(),
+        reviews_count=not is_decided(iteration),
         next_iteration=next_judged(run),
     )
 

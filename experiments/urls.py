@@ -15,6 +15,7 @@ from experiments.views import (
     playground,
     pools,
     referee,
+    reviews,
     runs,
 )
 
@@ -45,6 +46,8 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/budget", ledger.run_budget, name="run_budget"),
     path("completions/<str:key>/", ledger.completion, name="completion"),
     path("instructions/<int:instruction_id>/", instructions.instruction, name="instruction"),
+    path("instructions/<int:instruction_id>/review", reviews.instruction_review, name="instruction_review"),
+    path("instructions/<int:instruction_id>/review/withdraw", reviews.instruction_review_withdraw, name="instruction_review_withdraw"),
     path("checkpoints/<int:checkpoint_id>/playground", playground.playground, name="playground"),
     path("checkpoints/<int:checkpoint_id>/playground/ask", playground.playground_ask, name="playground_ask"),
     path("checkpoints/<int:checkpoint_id>/playground/<int:question_id>/", playground.playground_question, name="playground_question"),

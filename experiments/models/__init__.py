@@ -12,6 +12,7 @@ from experiments.models.imitation import Imitation
 from experiments.models.instruction import Candidate, Instruction
 from experiments.models.playground import Answer, Question, Speaker
 from experiments.models.pool import SeedInstruction, SeedPool
+from experiments.models.review import Review
 from experiments.models.run import Iteration, Job, Run, Stage, Threshold
 from experiments.models.verdict import Judgement, Response, Role, Verdict
 
@@ -42,6 +43,7 @@ __all__ = [
     "PendingCall",
     "Question",
     "Response",
+    "Review",
     "Role",
     "Run",
     "SeedInstruction",

@@ -8,6 +8,7 @@ from experiments.models.run import Iteration
 from trainer.records import Label, Order
 
 TOGETHER = [Order.TEACHER_FIRST.value, Order.STUDENT_FIRST.value]
+HARD, EASY = Label.HARD.value, Label.EASY.value
 
 
 class Role(models.TextChoices):
@@ -94,6 +95,14 @@ class Verdict(models.Model):
     ruled_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+", help_text="who scored or left it out"
     )
+    overruled_to = models.CharField(
+        max_length=12,
+        blank=True,
+        choices=[(HARD, HARD), (EASY, EASY)],
+        default="",
+        db_default="",
+        help_text="what most reviews said where that was the other label, before new instructions were made: these go by it",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -109,6 +118,10 @@ class Verdict(models.Model):
             ),
             models.CheckConstraint(condition=Q(left_out=False) | Q(label=Label.QUARANTINED.value), name="verdict_left_out_is_quarantined"),
             models.CheckConstraint(condition=Q(by_hand=False) | ~Q(label=Label.QUARANTINED.value), name="verdict_by_hand_has_scores"),
+            models.CheckConstraint(
+                condition=Q(overruled_to="") | Q(label=HARD, overruled_to=EASY) | Q(label=EASY, overruled_to=HARD),
+                name="verdict_overruled_to_the_other",
+            ),
         ]
         indexes = [models.Index(fields=["iteration", "label"]), models.Index(fields=["iteration", "-discrepancy"])]
 

@@ -361,9 +361,10 @@ def _storable(value: Any) -> Any:
 
 
 def _verdict(row: models.Verdict) -> Verdict:
+    """As the referee gave it, but for the label: what people overruled it to is what comes of it."""
     return Verdict(
         instruction=row.instruction.key,
-        label=Label(row.label),
+        label=Label(row.overruled_to or row.label),
         teacher_score=row.teacher_score,
         student_score=row.student_score,
         discrepancy=row.discrepancy,

@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import F, QuerySet
+from django.db.models.functions import MD5
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_GET
 from django.views.decorators.vary import vary_on_headers
 
 from experiments import querysets
-from experiments.flow_form import InstructionFilterForm
+from experiments.flow_form import RANGE_FIELDS, InstructionFilterForm
 from experiments.forms import CandidateFilterForm
+from experiments.judging import how_judged
 from experiments.models import Candidate, Instruction, Iteration, Judgement, Response, Role, Verdict
 from experiments.querysets_diversity import PARENTS, as_parents, having
 from experiments.querysets_flow import in_state
+from experiments.querysets_referee import in_ranges
+from experiments.querysets_reviews import is_decided
+from experiments.services.reviews import MOST_CHARACTERS, why_not
 from experiments.views.paging import page_of, page_of_many
 from experiments.views.runs import get_run
 from trainer.records import Fate
@@ -46,10 +51,10 @@ def run_instructions(request: HttpRequest, run_id: int) -> HttpResponse:
 
 def _total(rows: QuerySet[Instruction], shown: Iteration | None, chosen: dict[str, Any]) -> int:
     """How many rows there are. Where only verdicts are asked for, their own index answers."""
-    if "iteration" not in chosen or set(chosen) - {"iteration", "verdict", "inconsistent", "sort"}:
+    if "iteration" not in chosen or set(chosen) - {"iteration", "verdict", "inconsistent", "sort", *RANGE_FIELDS}:
         return rows.count()
     exact = {column: chosen[name] for name, column in {"verdict": "label", "inconsistent": "inconsistent"}.items() if name in chosen}
-    return Verdict.objects.filter(iteration=shown, **exact).count()
+    return in_ranges(Verdict.objects.filter(iteration=shown, **exact), chosen).count()
 
 
 def filter_instructions(rows: QuerySet[Instruction], chosen: dict[str, Any]) -> QuerySet[Instruction]:
@@ -64,6 +69,9 @@ def filter_instructions(rows: QuerySet[Instruction], chosen: dict[str, Any]) -> 
     rows = rows.filter(**{column: chosen[name] for name, column in exact.items() if name in chosen})
     if traits := {name: chosen[name] for name in ("language", "verb", "noun") if name in chosen}:
         rows = having(rows, **traits)
+    rows = in_ranges(rows, chosen)
+    if "reason" in chosen:
+        rows = rows.annotate(reason_md5=MD5("verdict__reason")).filter(reason_md5=chosen["reason"])
     orders = {"-d": F("discrepancy").desc(nulls_last=True), "d": F("discrepancy").asc(nulls_last=True)}
     sort = chosen.get("sort", "")
     return rows.order_by(orders[sort], "position") if sort else rows.order_by("position")
@@ -104,6 +112,8 @@ def instruction(request: HttpRequest, instruction_id: int) -> HttpResponse:
     student = {answer.iteration.number: answer for answer in answers if answer.role == Role.STUDENT}
     numbers = sorted({verdict.iteration.number for verdict in verdicts} | set(student))
     number = _chosen_number(request, numbers)
+    judgements = list(Judgement.objects.filter(instruction=found, iteration__number=number).order_by("referee", "sample", "-order"))
+    verdict = next((verdict for verdict in verdicts if verdict.iteration.number == number), None)
     context = {
         "instruction": found,
         "run": found.run,
@@ -111,9 +121,13 @@ def instruction(request: HttpRequest, instruction_id: int) -> HttpResponse:
         "number": number,
         "teacher": next((answer for answer in answers if answer.role == Role.TEACHER), None),
         "student": student.get(number),
-        "verdict": next((verdict for verdict in verdicts if verdict.iteration.number == number), None),
+        "verdict": verdict,
+        **_reviews(request, verdict),
         "tau": querysets.tau_of(found.run, number, default=found.run.config.get("loop", {}).get("tau")),
-        "judgements": Judgement.objects.filter(instruction=found, iteration__number=number).order_by("-order"),
+        "judgements": judgements,
+        "several_referees": len({judgement.referee for judgement in judgements}) > 1,
+        "several_samples": any(judgement.sample for judgement in judgements),
+        "how": how_judged(found.run),
         "trajectory": [(verdict, student.get(verdict.iteration.number)) for verdict in verdicts],
         "ancestors": querysets.lineage(found),
         **_children(found),
@@ -129,6 +143,21 @@ def _chosen_number(request: HttpRequest, numbers: list[int]) -> int:
     if asked.isdecimal() and int(asked) in numbers:
         return int(asked)
     return numbers[-1] if numbers else -1
+
+
+def _reviews(request: HttpRequest, verdict: Verdict | None) -> dict[str, Any]:
+    """What people ruled of a verdict so far, one's own ruling among it, and whether ruling still changes anything."""
+    if verdict is None:
+        return {}
+    reviews = list(verdict.reviews.select_related("reviewer"))
+    return {
+        "reviews": reviews,
+        "own_review": next((review for review in reviews if review.reviewer_id == request.user.pk), None),
+        "not_reviewable": why_not(verdict),
+        "review_decided": is_decided(verdict.iteration),
+        "other_label": "easy" if verdict.label == "hard" else "hard",
+        "most_characters": MOST_CHARACTERS,
+    }
 
 
 def _children(found: Instruction) -> dict[str, Any]:

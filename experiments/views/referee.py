@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET
 
 from experiments.models import Iteration, Response, Role, Run, Verdict
 from experiments.referee_board import judged_iterations, read_referee
+from experiments.referee_charts import discrepancy_distribution, score_distribution
 from experiments.roles import requires
 from experiments.services.quarantine import leave_out, score_by_hand
 from experiments.services.thresholds import HIGH, LOW, set_tau
@@ -61,6 +62,7 @@ def run_referee(request: HttpRequest, run_id: int) -> HttpResponse:
             "form": form,
             "split": board.split(tau),
             "now": board.split(board.tau),
+            "charts": [score_distribution(board), discrepancy_distribution(board)],
             "page": page,
             "rows": _with_responses(list(page), shown),
             "thresholds": found.thresholds.select_related("set_by"),

@@ -48,7 +48,7 @@ function dressLayout(layout) {
   layout.font = { ...layout.font, color: ink };
   for (const axis of ["xaxis", "yaxis"]) layout[axis] = { ...layout[axis], gridcolor: line, linecolor: colour("line-strong") };
   layout.hoverlabel = { bgcolor: colour("surface"), bordercolor: colour("line-strong"), font: { color: colour("ink") } };
-  for (const shape of layout.shapes ?? []) shape.line = { ...shape.line, color: colour("line-strong") };
+  for (const shape of layout.shapes ?? []) shape.line = { ...shape.line, color: colour(shape.name || "line-strong") };
   for (const note of layout.annotations ?? []) note.font = { size: 11, color: ink };
 }
 

@@ -11,6 +11,11 @@ function show() {
   for (const [name, text] of Object.entries(told)) document.getElementById(`split-${name}`).textContent = text;
   document.getElementById("split-bar-hard").style.width = told.share.replace(" ", "");
   for (const field of document.querySelectorAll("input[type=hidden][name=tau]")) field.value = tau;
+  for (const [id, end] of [["open-hard", "d_from"], ["open-easy", "d_to"]]) {
+    const link = document.getElementById(id), target = new URL(link.href);
+    target.searchParams.set(end, tau);
+    link.href = target;
+  }
   const address = new URL(location.href);
   address.searchParams.set("tau", tau);
   history.replaceState(history.state, "", address);

@@ -73,6 +73,57 @@ def test_model_text_is_escaped_wherever_it_is_shown(client_of, run):
         assert tag not in page
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "The referee reads both responses twice, in both orders."),
+        ({"samples": 3}, "The referee reads both responses twice, in both orders, 3 times each."),
+        ({"orders": "teacher_first"}, "The referee reads both responses once, the teacher's first."),
+        ({"orders": "student_first", "samples": 2}, "The referee reads both responses 2 times, the student's first."),
+        ({"scoring": "pointwise"}, "The referee reads each response alone."),
+        ({"scoring": "pointwise", "samples": 2}, "The referee reads each response alone, 2 times each."),
+        ({"panel": "offline: 2, other"}, "Each of the 2 referees of the panel reads both responses twice, in both orders."),
+    ],
+)
+def test_the_page_says_how_the_run_is_judged(client_of, run, settings, said):
+    run.config["discrimination"] |= settings
+    run.config["endpoints"]["other"] = run.config["endpoints"]["offline"]
+    run.save()
+    page = text_of(body(client_of("viewer").get(f"/instructions/{run.instructions.first().pk}/")))
+    assert f"Judgements {said}" in page
+
+
+def test_a_run_that_cannot_be_read_shows_its_judgements_all_the_same(client_of, run):
+    run.config["discrimination"]["scoring"] = "by lot"
+    run.save()
+    page = text_of(body(client_of("viewer").get(f"/instructions/{run.instructions.first().pk}/")))
+    assert "The referee reads" not in page
+    assert "teacher first" in page
+
+
+def test_judgements_of_several_referees_and_samples_say_whose_they_are(client_of, run):
+    item = run.instructions.get(position=0)
+    rows = Judgement.objects.filter(instruction=item, iteration__number=2)
+    assert "sample 1" not in text_of(body(client_of("viewer").get(f"/instructions/{item.pk}/")))
+    rows.update(referee="gpt")
+    scored = {"instruction": item, "iteration": rows[0].iteration, "order": "teacher_first", "teacher_score": 9, "student_score": 3}
+    for referee, sample in (("gpt", 1), ("other", 0)):
+        Judgement.objects.create(referee=referee, sample=sample, **scored)
+    page = text_of(body(client_of("viewer").get(f"/instructions/{item.pk}/")))
+    for said in ("teacher first gpt sample 1", "student first gpt sample 1", "teacher first gpt sample 2", "teacher first other sample 1"):
+        assert said in page, said
+
+
+def test_of_a_response_read_alone_the_other_score_is_not_shown(client_of, run):
+    item = run.instructions.get(position=0)
+    Judgement.objects.filter(instruction=item, iteration__number=2, order="student_first").delete()
+    Judgement.objects.filter(instruction=item, iteration__number=2).update(order="teacher_alone", student_score=None)
+    page = body(client_of("viewer").get(f"/instructions/{item.pk}/"))
+    scores = page.split('class="scores"')[1].split("</p>")[0]
+    assert "tone-teacher" in scores
+    assert "tone-student" not in scores
+
+
 def test_previous_and_next_follow_the_positions(client_of, run):
     first, second = run.instructions.order_by("position")[:2]
     context = client_of("viewer").get(f"/instructions/{first.pk}/").context
@@ -100,7 +151,7 @@ def test_an_instruction_nobody_answered_yet_has_a_page(client_of, person):
 
 def test_it_takes_few_queries(client_of, run):
     item = run.instructions.filter(iteration__number=1).first()
-    assert queries(client_of("viewer"), f"/instructions/{item.pk}/") <= 12
+    assert queries(client_of("viewer"), f"/instructions/{item.pk}/") <= 14
 
 
 def test_a_stranger_and_an_unknown_number(client, client_of, run):

@@ -1,5 +1,6 @@
 """The lists of a run's instructions and candidates: filters in the URL, search, order, pages."""
 
+import re
 from html import escape
 
 import pytest
@@ -34,6 +35,12 @@ def url(run):
         ("made=2&origin=hard", {"iteration__number": 2, "origin": "hard"}),
         ("kind=copy", {"kind": "copy"}),
         ("q=item00007", {"text__contains": "item00007"}),
+        ("iteration=1&d_from=0.5", {"verdicts__iteration__number": 1, "verdicts__discrepancy__gte": 0.5}),
+        ("d_to=0", {"verdicts__iteration__number": 2, "verdicts__discrepancy__lt": 0}),
+        ("iteration=1&d_from=-1&d_to=3&verdict=hard", {"verdicts__iteration__number": 1, "verdicts__discrepancy__range": (1, 2.999)}),
+        ("iteration=1&student_from=8&student_to=9", {"verdicts__iteration__number": 1, "verdicts__student_score__range": (8, 8.999)}),
+        ("iteration=1&teacher_from=9.5", {"verdicts__iteration__number": 1, "verdicts__teacher_score__gte": 9.5}),
+        ("iteration=1&gap_to=1", {"verdicts__iteration__number": 1, "verdicts__discrepancy__range": (-0.999, 0.999)}),
     ],
 )
 def test_a_filter_leaves_just_the_rows_it_names(client_of, run, url, query, expected):
@@ -82,6 +89,41 @@ def test_pages_hold_fifty_and_keep_the_filters(client_of, url):
 def test_a_filter_that_makes_no_sense_is_told_and_left_out(client_of, url):
     client = client_of("viewer")
     page = body(client.get(f"{url}?verdict=lovely&iteration=99&page=xyz"))
+    assert "It was left out." in page
+    assert total(page) == total(body(client.get(url)))
+
+
+def test_a_range_includes_its_lower_end_and_not_its_upper(client_of, run, url):
+    rows = Verdict.objects.filter(iteration__run=run, iteration__number=1, discrepancy__isnull=False).order_by("pk")
+    for verdict, d in zip(rows[:5], (-2.0, -1.0, 0.0, 1.0, 2.0), strict=True):
+        Verdict.objects.filter(pk=verdict.pk).update(discrepancy=d)
+    rest = [v.discrepancy for v in rows[5:]]
+    client = client_of("viewer")
+    for query, inside in {
+        "d_from=1&d_to=2": lambda d: 1 <= d < 2,
+        "d_from=-2&d_to=-1": lambda d: -2 <= d < -1,
+        "gap_from=1&gap_to=2": lambda d: 1 <= abs(d) < 2,
+        "gap_from=0&gap_to=1": lambda d: 0 <= abs(d) < 1,
+    }.items():
+        wanted = sum(map(inside, [-2.0, -1.0, 0.0, 1.0, 2.0, *rest]))
+        for more in ("", "&sort=-d", "&state=scored"):  # counted in the verdicts' table, or in the rows
+            assert total(body(client.get(f"{url}?iteration=1&{query}{more}"))) == wanted, query + more
+
+
+def test_ranges_stay_when_another_filter_changes_and_can_be_taken_away(client_of, url):
+    client = client_of("viewer")
+    page = body(client.get(f"{url}?iteration=1&gap_from=0.5&gap_to=2&d_from=-1&kind=copy&page=1"))
+    for name, value in {"gap_from": "0.5", "gap_to": "2.0", "d_from": "-1.0"}.items():
+        assert re.search(rf'name="{name}" value="{value.removesuffix(".0")}(\.0)?"', page), name
+    away = {text: address for address, text in links(page)}["|d| from 0.5 below 2 \N{MULTIPLICATION X}"]
+    assert away == "?iteration=1&d_from=-1&kind=copy"
+    assert "gap_from" not in body(client.get(url + away)).split('id="list"')[1]
+
+
+@pytest.mark.parametrize("query", ["d_from=x", "d_to=nan", "gap_from=inf", "teacher_from=99", "reason=no+md5", "gap_to=1e400"])
+def test_a_range_that_makes_no_sense_is_told_and_left_out(client_of, url, query):
+    client = client_of("viewer")
+    page = body(client.get(f"{url}?{query}"))
     assert "It was left out." in page
     assert total(page) == total(body(client.get(url)))
 
