@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import SCRATCH_MODEL, RunConfig, endpoint_of, stored_config
-from trainer.errors import ConfigError, NoSpace
+from trainer.errors import ConfigError, DamagedCheckpoint, NoSpace
 from trainer.prompts import PROMPT_VERSION, STRUCTURED_PROMPT_VERSION
 from trainer.roles import CheckpointInfo
 
@@ -186,7 +186,7 @@ def write_checkpoint(path: Path, manifest: Manifest, save: Callable[[Path], None
 
 
 def read_checkpoint(path: Path) -> Manifest:
-    """The manifest of a checkpoint. Raises ConfigError where there is none or it cannot be read."""
+    """The manifest of a checkpoint. Raises ConfigError where there is none, DamagedCheckpoint where it cannot be read."""
     try:
         data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         known = {f.name for f in fields(Manifest)}
@@ -194,7 +194,7 @@ def read_checkpoint(path: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"There is no checkpoint at {path}: {MANIFEST} is missing. Choose another, or launch a new run.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path / MANIFEST} cannot be read: {error}. Restore it from a copy, or launch a new run.") from None
+        raise DamagedCheckpoint(f"{path / MANIFEST} cannot be read: {error}. {MEND_CHECKPOINT}") from None
 
 
 def find_checkpoint(path: Path) -> Manifest | None:
@@ -220,10 +220,10 @@ def verify_checkpoint(path: Path) -> list[str]:
 
 
 def require_whole(path: Path) -> Manifest:
-    """The manifest of a checkpoint whose files are all as they were written. Raises ConfigError that names what is not."""
+    """The manifest of a checkpoint whose files are all as they were written. Raises DamagedCheckpoint that names what is not."""
     problems = verify_checkpoint(path)
     if problems:
-        raise ConfigError(f"The checkpoint {path} is damaged: {' '.join(problems)} {MEND_CHECKPOINT}")
+        raise DamagedCheckpoint(f"The checkpoint {path} is damaged: {' '.join(problems)} {MEND_CHECKPOINT}")
     return read_checkpoint(path)
 
 

@@ -16,6 +16,10 @@ class ConfigError(TrainerError):
         self.fields = fields or {}
 
 
+class DamagedCheckpoint(ConfigError):
+    """The files of a checkpoint are not what was written: the loop tunes it again, others need a copy of it."""
+
+
 class TeacherUnavailable(TrainerError):
     """The endpoint could not be reached or kept failing: the same stage can go on later, nothing is lost."""
 

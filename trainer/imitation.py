@@ -39,7 +39,7 @@ from trainer.checkpoints import (
     write_checkpoint,
 )
 from trainer.config import RunConfig
-from trainer.errors import Cancelled, ConfigError
+from trainer.errors import Cancelled, ConfigError, DamagedCheckpoint
 from trainer.examples import (
     Encoded,
     PlannedExamples,
@@ -151,12 +151,22 @@ def _whole_parent(start: Path | None) -> Manifest | None:
 
 
 def _begin(work: Work, *, use_saved: bool) -> CheckpointInfo | None:
-    """The checkpoint of this very work where it is there already; else None, and the folder of the saves is ready."""
-    found = find_checkpoint(work.final)
+    """The checkpoint of this very work where it is there already, and whole; else None, and the folder of the saves is ready."""
+    found = _whole_checkpoint(work.final)
     if found is not None and found.work == work.fingerprint:
+        shutil.rmtree(work.saves, ignore_errors=True)  # where a kill came between the checkpoint and this
         return found.info(work.final)
     _prepare_saves(work, use_saved=use_saved)
     return None
+
+
+def _whole_checkpoint(path: Path) -> Manifest | None:
+    """The manifest of a checkpoint, None where there is none or its files are not what was written: it will be written anew."""
+    try:
+        return require_whole(path) if find_checkpoint(path) else None
+    except DamagedCheckpoint as error:
+        log.warning("%s", error)
+        return None
 
 
 def _tell_nobody(news: TuningNews) -> None:
@@ -178,21 +188,24 @@ class Plan:
 
 
 def _tune(work: Work, tell: Callable[[TuningNews], None], should_stop: Callable[[], bool]) -> CheckpointInfo:
-    """Plan, tell what it will take, tune from the last save or the beginning, and write the checkpoint."""
-    plan = _plan(work)
-    if is_first():
-        _tell_beforehand(work, tell, plan)
-        _require_space(work, plan)
-    tuning = _tuning(work, plan, tell, should_stop)
-    save = decided_by_first(lambda: _save_to_go_on_from(work, tell, sharded=tuning.is_fsdp_enabled))
-    with memory_errors(memory_advice(work.config, plan.device_batch)):
+    """Plan, tell what it will take, tune from the last save or the beginning, and write the checkpoint.
+
+    Memory may run out in any of that: as the weights are loaded, as they move to the device, as the shards are gathered.
+    """
+    with memory_errors(memory_advice(work.config, device_batch_of(work.config, world()[1]))):
+        plan = _plan(work)
+        if is_first():
+            _tell_beforehand(work, tell, plan)
+            _require_space(work, plan)
+        tuning = _tuning(work, plan, tell, should_stop)
+        save = decided_by_first(lambda: _save_to_go_on_from(work, tell, sharded=tuning.is_fsdp_enabled))
         tuning.train(resume_from_checkpoint=str(save) if save else None)
-    step, steps = tuning.state.global_step, plan.steps
-    if step < steps:
-        raise Cancelled(
-            f"Stopped at step {step:,} of {steps:,}. A save of step {step:,} is kept: resume goes on from it, or use it as it is."
-        )
-    return _write_together(work, plan, tuning)
+        step, steps = tuning.state.global_step, plan.steps
+        if step < steps:
+            raise Cancelled(
+                f"Stopped at step {step:,} of {steps:,}. A save of step {step:,} is kept: resume goes on from it, or use it as it is."
+            )
+        return _write_together(work, plan, tuning)
 
 
 def _plan(work: Work) -> Plan:
@@ -220,7 +233,7 @@ def _plan(work: Work) -> Plan:
 
 
 def _require_space(work: Work, plan: Plan) -> None:
-    needed = bytes_to_save(plan.model)[0] + (KEPT_SAVES + 1) * plan.save_bytes + SPARE_BYTES - _bytes_below(work.saves)
+    needed = bytes_to_save(plan.model)[0] + (KEPT_SAVES + 1) * plan.save_bytes + SPARE_BYTES - sum(map(_bytes_below, saves_in(work.saves)))
     require_space(work.final.parent, needed, purpose="Tuning with its resumable saves and a checkpoint")
 
 
@@ -381,22 +394,40 @@ def _prepare_saves(work: Work, *, use_saved: bool) -> None:
 
 
 def _save_to_go_on_from(work: Work, tell: Callable[[TuningNews], None], *, sharded: bool) -> Path | None:
-    """The last whole save, or None to begin at the beginning; damaged ones are told and let go, and those of another sharding.
+    """The last whole save, or None to begin at the beginning; damaged ones are told and let go.
 
-    A save's moments are whole or in shards as the processes held them, and only their like can read them back.
+    A save's moments are whole or in shards as the processes held them, and only their like can read them back: saves of the other
+    sharding are set aside, for a tuning that goes on as they were written.
     """
+    _move(saves_in(work.saves / _ASIDE[sharded]), work.saves)
     others = [save for save in saves_in(work.saves) if is_sharded(save) != sharded]
     if others:
         was, now = ("by sharding", "without it") if is_sharded(others[-1]) else ("without sharding", "with it")
         last = save_step(others[-1])
-        tell(Remark(text=f"The save of step {last} was written {was} and this tuning goes on {now}, so it begins at the beginning."))
-        _let_go(others)
+        tell(
+            Remark(
+                text=f"The save of step {last} was written {was} and this tuning goes on {now}, so it begins at the beginning. The save is "
+                f"kept: stopped and resumed {was}, the tuning goes on from it."
+            )
+        )
+        _move(others, work.saves / _ASIDE[not sharded])
     save, damaged = last_whole_save(work.saves)
     for broken in damaged:
         before = f"step {save_step(save)}" if save else "the beginning"
         tell(Remark(text=f"The save of step {save_step(broken)} is damaged: its files are not what was written. Going on from {before}."))
     _let_go(damaged)
     return save
+
+
+_ASIDE = {True: "sharded", False: "unsharded"}
+"""Folders for the saves that a tuning cannot go on from."""
+
+
+def _move(saves: Sequence[Path], folder: Path) -> None:
+    for save in saves:
+        folder.mkdir(exist_ok=True)
+        if not (folder / save.name).exists():
+            save.rename(folder / save.name)
 
 
 def _let_go(saves: Sequence[Path]) -> None:
@@ -406,14 +437,16 @@ def _let_go(saves: Sequence[Path]) -> None:
 
 def promote_save(work: Work) -> CheckpointInfo:
     """Make the last whole save the checkpoint of the iteration. Raises ConfigError where there is none."""
-    save, _ = last_whole_save(work.saves)
+    folders = [work.saves, *(work.saves / name for name in _ASIDE.values())]
+    save = max(filter(None, (last_whole_save(folder)[0] for folder in folders)), key=save_step, default=None)
     if save is None:
         raise ConfigError(NO_SAVE)
     tokenizer = load_tokenizer(work.config, work.start)
     at_save = replace(work, start=save if work.config.student.method == "full" else work.start)
-    model = load_trainable(work.config, at_save.start, iteration=work.iteration)
-    if work.config.student.method != "full":
-        _load_adapter(model, save)
+    with memory_errors("the student, to write the save as its checkpoint. Use a worker with more of it, or resume instead."):
+        model = load_trainable(work.config, at_save.start, iteration=work.iteration)
+        if work.config.student.method != "full":
+            _load_adapter(model, save)
     state = json.loads((save / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     return _write(work, model, tokenizer, step=state["global_step"], losses=losses)

@@ -30,11 +30,12 @@ from typing import Any, Protocol
 from trainer.batching import for_each
 from trainer.benchmarks import get_benchmark
 from trainer.book import Book
+from trainer.checkpoints import MEND_CHECKPOINT
 from trainer.config import RunConfig, referees_of
 from trainer.contamination import HeldOut
 from trainer.discrimination import Case, asks_of, judge_all
 from trainer.diversity import measure, traits_of
-from trainer.errors import ConfigError, TooManyQuarantined
+from trainer.errors import ConfigError, DamagedCheckpoint, TooManyQuarantined
 from trainer.generation import Outcome, generate, parents_for
 from trainer.plan import Planned, Step, plan
 from trainer.pools import judged_pool
@@ -120,8 +121,12 @@ def answer_train_pool(book: Book, desk: Desk, config: RunConfig, iteration: int)
 
 def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """Imitation, second half: the student is tuned on the teacher's responses; what the teacher could not answer is left out."""
-    if book.checkpoint(iteration) is not None:
-        return
+    if book.checkpoint(iteration) is None:
+        _imitate(book, desk, config, iteration, use_saved=desk.use_saved)
+
+
+def _imitate(book: Book, desk: Desk, config: RunConfig, iteration: int, *, use_saved: bool = False) -> None:
+    """Tune the student of an iteration and keep its checkpoint, in the place of a damaged one where that is there."""
     responses = book.teacher_responses()
     pool = book.train_pool(iteration)
     usable = {key: response.text for key, response in responses.items() if not response.failure}
@@ -130,7 +135,6 @@ def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
         raise ConfigError(f"The train pool of iteration {iteration} has no answered instruction, so there is nothing to imitate.")
     if len(examples) < len(pool):
         desk.note(f"{len(pool) - len(examples)} of {len(pool)} instructions have no usable teacher response and are left out.")
-    start = book.checkpoint(iteration - 1) if iteration and config.loop.student_start == "last" else None
 
     def keep(news: TuningNews) -> None:
         if isinstance(news, Remark):
@@ -138,21 +142,32 @@ def tune(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
         else:
             book.keep_news(iteration, news)
 
-    student = desk.student(iteration=iteration, start=start)
-    book.keep_checkpoint(iteration, student.imitate(examples, iteration=iteration, tell=keep, use_saved=desk.use_saved))
+    def tune_from(start: Path | None) -> None:
+        student = desk.student(iteration=iteration, start=start)
+        book.keep_checkpoint(iteration, student.imitate(examples, iteration=iteration, tell=keep, use_saved=use_saved))
+
+    if iteration and config.loop.student_start == "last":
+        _from_checkpoint(book, desk, config, iteration - 1, tune_from)
+    else:
+        tune_from(None)
 
 
 def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """Discrimination, first half: the student of the iteration before answers the cache pool."""
     pool = judged_pool(book.cache_pool(iteration), iteration, config=config)
-    done = frozenset(book.student_responses(iteration))
+    done = book.student_responses(iteration)
     if any(i.key not in done for i in pool):
-        student = desk.student(iteration=iteration, start=_checkpoint(book, iteration - 1))
-        student.respond(pool, done=done, keep=lambda responses: book.keep_student_responses(iteration, responses))
+        _from_checkpoint(book, desk, config, iteration - 1, partial(_respond, book, desk, iteration, pool))
         responses, longest = book.student_responses(iteration).values(), config.respond.max_new_tokens
         cut = sum(response.tokens >= longest for response in responses)
         if cut:
             desk.note(f"{cut} of {len(responses)} responses of the student were cut at respond.max_new_tokens, {longest:,}.")
+
+
+def _respond(book: Book, desk: Desk, iteration: int, pool: Sequence[Instruction], start: Path) -> None:
+    done = frozenset(book.student_responses(iteration))
+    student = desk.student(iteration=iteration, start=start)
+    student.respond(pool, done=done, keep=lambda responses: book.keep_student_responses(iteration, responses))
 
 
 def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
@@ -265,11 +280,15 @@ def _commonest_reason(quarantined: Sequence[Verdict]) -> Iterator[str]:
 def evaluate(book: Book, desk: Desk, config: RunConfig, iteration: int) -> None:
     """The checkpoint answers each benchmark's items, greedily; every answer is kept, then the scores."""
     for name in config.evaluation.benchmarks:
-        items, done = get_benchmark(name).items(), book.answered_items(iteration, name)
-        if any(item.key not in done for item in items):
-            student = desk.student(iteration=iteration, start=_checkpoint(book, iteration))
-            student.answer(items, done=done, keep=partial(_keep_answers, book, iteration, name))
+        done = book.answered_items(iteration, name)
+        if any(item.key not in done for item in get_benchmark(name).items()):
+            _from_checkpoint(book, desk, config, iteration, partial(_answer, book, desk, iteration, name))
         book.keep_scores(iteration, name)
+
+
+def _answer(book: Book, desk: Desk, iteration: int, name: str, start: Path) -> None:
+    items, done = get_benchmark(name).items(), book.answered_items(iteration, name)
+    desk.student(iteration=iteration, start=start).answer(items, done=done, keep=partial(_keep_answers, book, iteration, name))
 
 
 def _keep_answers(book: Book, iteration: int, name: str, replies: list[tuple[BenchmarkItem, str]]) -> None:
@@ -291,6 +310,17 @@ WORK: dict[Step, Callable[[Book, Desk, RunConfig, int], None]] = {
     Step.CANDIDATES: write_new_instructions,
     Step.BENCHMARKS: evaluate,
 }
+
+
+def _from_checkpoint(book: Book, desk: Desk, config: RunConfig, iteration: int, work: Callable[[Path], None]) -> None:
+    """Do what needs the checkpoint of an iteration. A damaged one is tuned again first, as it was: by the same seed from the one before."""
+    try:
+        work(_checkpoint(book, iteration))
+    except DamagedCheckpoint as error:
+        told = str(error).removesuffix(MEND_CHECKPOINT).strip()
+        desk.note(f"{told} It was tuned again in this step, from what it started from.")
+        _imitate(book, desk, config, iteration)
+        work(_checkpoint(book, iteration))
 
 
 def _checkpoint(book: Book, iteration: int) -> Path:

@@ -194,9 +194,9 @@ def require_name(name: str) -> None:
         text = f"Students from {name!r} are not allowed on this worker. {SOURCES_VARIABLE} allows: {', '.join(allowed)}."
         raise ConfigError(text)
     folder = Path(name)
+    if (folder / ADAPTER_CONFIG).is_file():  # with a config.json beside it too: the library would put the adapter into the model
+        raise _only_an_adapter(name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        if (folder / ADAPTER_CONFIG).is_file():
-            raise _only_an_adapter(name)
         text = f"The folder {name} holds no model (no config.json). Set student.model to one that does, a Hub name or {SCRATCH_MODEL}."
         raise ConfigError(text, fields={"student.model": text})
 
@@ -205,7 +205,7 @@ def require_own_weights(name: str, revision: str) -> None:
     """Raise ConfigError where the Hub has an adapter by this name: the library would load the base that it names, allowed or not."""
     from transformers.utils.peft_utils import find_adapter_config_file
 
-    if Path(name).is_dir():  # looked at by `require_name`; with a config.json the library takes the folder's own weights
+    if Path(name).is_dir():  # looked at by `require_name`
         return
     with loading_errors(name):
         found = find_adapter_config_file(name, revision=revision or None)

@@ -200,17 +200,18 @@ class PostgresBook:
 
     def keep_checkpoint(self, iteration: int, checkpoint: CheckpointInfo) -> None:
         manifest = checkpoint.path / "lionweb.json"
-        row = models.Checkpoint(
-            iteration=self._iteration(iteration),
-            path=str(checkpoint.path.relative_to(settings.LIONWEB_DATA)),
-            step=checkpoint.step,
-            first_loss=checkpoint.first_loss,
-            last_loss=checkpoint.last_loss,
-            size_bytes=sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file()),
-            manifest=json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {},
-        )
-        row.parent = self._checkpoint_at(row.manifest.get("parent", ""))
-        durably(lambda: self._insert([row]))
+        made_in, told = self._iteration(iteration), json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+        values = {
+            "path": str(checkpoint.path.relative_to(settings.LIONWEB_DATA)),
+            "step": checkpoint.step,
+            "first_loss": checkpoint.first_loss,
+            "last_loss": checkpoint.last_loss,
+            "size_bytes": sum(file.stat().st_size for file in checkpoint.path.rglob("*") if file.is_file()),
+            "manifest": told,
+            "parent": self._checkpoint_at(told.get("parent", "")),
+            "created_at": timezone.now(),  # of the files: what a check found of those before is over
+        }
+        durably(lambda: models.Checkpoint.objects.update_or_create(iteration=made_in, defaults=values))
 
     @staticmethod
     def _checkpoint_at(folder: str) -> models.Checkpoint | None:

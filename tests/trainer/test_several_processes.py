@@ -110,9 +110,11 @@ def test_both_stop_after_the_same_step_and_go_on_from_it(tmp_path: Path, alone: 
     else:
         assert alone_at == 1
         assert [text.partition(" was written ")[2] for text in begun_anew] == [
-            "by sharding and this tuning goes on without it, so it begins at the beginning."
+            "by sharding and this tuning goes on without it, so it begins at the beginning. The save is kept: stopped and resumed by "
+            "sharding, the tuning goes on from it."
         ]
         assert not list(tmp_path.glob(".iteration-0.work/checkpoint-*"))
+        assert (tmp_path / ".iteration-0.work" / "sharded" / f"checkpoint-{again[-1].step}").is_dir()
 
 
 def test_a_dead_process_ends_the_others_and_is_told(tmp_path: Path) -> None:
