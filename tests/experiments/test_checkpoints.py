@@ -321,10 +321,54 @@ def test_the_base_under_an_adapter_stays(run):
 
 
 def test_a_checkpoint_that_another_unfinished_run_begins_with_stays(run, person):
-    other = make.make_run(person("member"), name="other")
-    other.config["student"]["model"] = str(folder_of(run, 0))
+    begin_with(folder_of(run, 0), person)
+    assert checkpoints.read_holdings().why_not(of(run, 0).pk) == START
+
+
+def begin_with(folder, person, *, name="other"):
+    """A run that was not started yet, on a student in this folder."""
+    other = make.make_run(person("member"), name=name)
+    other.config["student"]["model"] = str(folder)
+    other.save()
+    return other
+
+
+def test_a_checkpoint_whose_export_another_unfinished_run_begins_with_stays(run, person, data):
+    export = checkpoint_files.export_folder(done(of(run, 0), ErrandKind.MERGED, person))
+    other = begin_with(export, person)
+    assert checkpoints.read_holdings().plan(Policy(keep_last=1)).keep == {of(run, 0).pk: START, of(run, 2).pk: NEWEST}
+    with pytest.raises(ConfigError, match=START):
+        checkpoints.delete(of(run, 0).pk)
+    other.config["student"]["model"] = f"{data}/runs/../exports/{export.parent.name}/{export.name}/"  # however it was typed
     other.save()
     assert checkpoints.read_holdings().why_not(of(run, 0).pk) == START
+    other.delete()
+    checkpoints.delete(of(run, 0).pk)
+
+
+def test_a_checkpoint_whose_export_is_the_base_under_an_adapter_stays(run, person):
+    export = checkpoint_files.export_folder(done(of(run, 0), ErrandKind.MERGED, person))
+    write_files(of(run, 2), method="lora", base=str(export))
+    assert checkpoints.read_holdings().plan(Policy(keep_last=1)).keep == {of(run, 0).pk: BASE, of(run, 2).pk: NEWEST}
+    with pytest.raises(ConfigError, match=BASE):
+        checkpoints.delete(of(run, 0).pk)
+
+
+def test_an_export_that_a_run_or_an_adapter_needs_is_not_deleted_and_says_for_which(run, person):
+    errand = done(of(run, 0), ErrandKind.MERGED, person)
+    export = checkpoint_files.export_folder(errand)
+    other = begin_with(export, person, name="Second round")
+    with pytest.raises(ConfigError, match="run Second round is not finished and begins with it"):
+        checkpoints.delete_export(errand)
+    other.delete()
+    write_files(of(run, 2), method="lora", base=str(export))
+    with pytest.raises(ConfigError, match=f"the adapter of run {run.name}, iteration 2, needs it as its base"):
+        checkpoints.delete_export(errand)
+    assert export.is_dir()
+    assert "deleted" not in Errand.objects.get().result
+    checkpoints.delete(of(run, 2).pk)
+    assert checkpoints.delete_export(errand) == []
+    assert not export.exists()
 
 
 def test_a_checkpoint_somebody_asked_something_of_stays(run, person):
