@@ -23,6 +23,7 @@ from experiments.services.checkpoint_files import (
     export_folder,
     exports_of,
     folder_of,
+    is_there,
     remove,
     saves_of,
     size_of,
@@ -53,12 +54,13 @@ def ask(checkpoint_id: int, kind: str, *, by: User, **options: Any) -> Errand:
     _check(checkpoint, kind, options)
     if checkpoint.errands.filter(kind=kind, options=options, state__in=LIVE).exists():
         raise ConfigError(f"That was asked already and is not over: {ErrandKind(kind).label}.")
-    if kind in EXPORTS and any(not errand.result.get("deleted") for errand in _finished(checkpoint, kind, options)):
+    if kind in EXPORTS and any(is_there(export_folder(errand)) for errand in _finished(checkpoint, kind, options)):
         raise ConfigError(f"That is there already: {ErrandKind(kind).label}. Delete it first to have it made anew.")
     return errands.ask(kind, checkpoint, by=by, **options)
 
 
 def _finished(checkpoint: Checkpoint, kind: str, options: dict[str, Any]) -> Iterable[Errand]:
+    """Whether their files are still there is the disk's to say."""
     return checkpoint.errands.filter(kind=kind, options=options, state=JobState.FINISHED)
 
 
@@ -270,6 +272,8 @@ def _mark_deleted(checkpoint_id: int) -> list[Path]:
     if row.deleted_at is None:
         Checkpoint.objects.filter(pk=row.pk).update(deleted_at=timezone.now())
         logger.info("checkpoint %s of run %s deleted", row.pk, row.iteration.run_id)
+    for errand in row.errands.filter(kind__in=EXPORTS, state=JobState.FINISHED):  # none of them comes back with a restored checkpoint
+        Errand.objects.filter(pk=errand.pk).update(result={**errand.result, "deleted": True})
     return folders
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: what a policy may delete, that a deletion touches nothing else, and what a worker makes of what was asked."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -425,6 +426,22 @@ def test_the_same_export_is_not_asked_for_twice_but_again_once_it_was_deleted(ru
     checkpoints.ask(of(run, 0).pk, ErrandKind.MERGED, by=person("member"))
     with pytest.raises(ConfigError, match="is not over"):
         checkpoints.ask(of(run, 0).pk, ErrandKind.MERGED, by=person("member"))
+
+
+def test_an_export_that_went_with_its_checkpoint_is_made_anew_once_that_was_brought_back(run, person, settings, tmp_path):
+    settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
+    first = done(of(run, 0), ErrandKind.MERGED, person)
+    done(of(run, 0), ErrandKind.STORE, person)
+    checkpoints.delete(of(run, 0).pk)
+    assert Errand.objects.get(pk=first.pk).result["deleted"]
+    done(of(run, 0), ErrandKind.RESTORE, person)
+    second = done(of(run, 0), ErrandKind.MERGED, person)
+    assert (checkpoint_files.export_folder(second) / "model.safetensors").is_file()
+
+
+def test_an_export_whose_folder_is_gone_is_asked_for_again(run, person):
+    shutil.rmtree(checkpoint_files.export_folder(done(of(run, 0), ErrandKind.MERGED, person)))
+    checkpoints.ask(of(run, 0).pk, ErrandKind.MERGED, by=person("member"))
 
 
 @pytest.mark.parametrize("kind", [ErrandKind.MERGED, ErrandKind.VERIFY, ErrandKind.STORE, ErrandKind.PUSH])
