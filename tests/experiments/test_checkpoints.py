@@ -481,11 +481,42 @@ def test_a_stored_checkpoint_comes_back_after_it_was_deleted(run, person, settin
     settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
     before = {path.name: path.read_bytes() for path in folder_of(run, 0).iterdir()}
     done(of(run, 0), ErrandKind.STORE, person)
-    assert of(run, 0).stored_at == f"{settings.LIONWEB_STORAGE_URL}/{of(run, 0).path}"
+    assert of(run, 0).stored_at.startswith(f"{settings.LIONWEB_STORAGE_URL}/{of(run, 0).path}-")
     checkpoints.delete(of(run, 0).pk)
     done(of(run, 0), ErrandKind.RESTORE, person)
     assert of(run, 0).deleted_at is None
     assert {path.name: path.read_bytes() for path in folder_of(run, 0).iterdir()} == before
+
+
+def test_another_checkpoint_of_the_same_run_id_and_iteration_overwrites_no_copy(run, person, settings, tmp_path):
+    settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
+    before = {path.name: path.read_bytes() for path in folder_of(run, 0).iterdir()}
+    done(of(run, 0), ErrandKind.STORE, person)
+    ours = of(run, 0)
+    checkpoint_files.remove(folder_of(run, 0))
+    write_files(of(run, 0))  # as in another installation, or with a new database
+    done(of(run, 0), ErrandKind.STORE, person)
+    assert of(run, 0).stored_at != ours.stored_at
+    Checkpoint.objects.filter(pk=ours.pk).update(stored_at=ours.stored_at, manifest=ours.manifest)
+    checkpoints.delete(ours.pk)
+    done(of(run, 0), ErrandKind.RESTORE, person)
+    assert {path.name: path.read_bytes() for path in folder_of(run, 0).iterdir()} == before
+
+
+def test_a_copy_again_takes_no_more_room(run, person, settings, tmp_path):
+    settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
+    first, second = (done(of(run, 0), ErrandKind.STORE, person).result for _ in range(2))
+    assert first == second
+
+
+def test_a_copy_from_before_copies_had_names_of_their_own_comes_back(run, person, settings, tmp_path):
+    settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
+    row = of(run, 0)
+    shutil.copytree(folder_of(run, 0), tmp_path / "share" / row.path)
+    Checkpoint.objects.filter(pk=row.pk).update(stored_at=f"{settings.LIONWEB_STORAGE_URL}/{row.path}")
+    checkpoints.delete(row.pk)
+    done(of(run, 0), ErrandKind.RESTORE, person)
+    assert (folder_of(run, 0) / "model.safetensors").is_file()
 
 
 @pytest.mark.django_db(transaction=True)
