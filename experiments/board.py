@@ -16,6 +16,7 @@ from experiments import querysets
 from experiments.checkpoint_health import damaged
 from experiments.imitation_board import ImitationView, read_imitations, tokens_per_step
 from experiments.models import BenchmarkScore, Checkpoint, Errand, Imitation, Iteration, Job, Metric, Run
+from experiments.querysets_curves import ENDS, LoggedStep, logged_steps
 from experiments.states import LIVE, JobState, RunState, StageState
 from trainer.plan import STEPS, Stage, Step, plan
 
@@ -31,7 +32,7 @@ ASKS_SELDOM_FOR = timedelta(hours=1)
 
 UNITS = {Step.TUNING: "steps", Step.CANDIDATES: "new", Step.BENCHMARKS: "answers", Step.JUDGEMENTS: "judged"}
 
-RECENT_STEPS = 20
+RECENT_STEPS = ENDS
 """The speed of a tuning is told by so many of its last logged steps."""
 
 
@@ -103,7 +104,7 @@ class Board:
     run: Any
     iterations: Sequence[IterationView]
     jobs: Sequence[Any]
-    metrics: Sequence[Metric]
+    metrics: Sequence[LoggedStep]
     scores: Sequence[BenchmarkScore]
     imitations: Sequence[ImitationView] = ()
     """Those that something is known of, the newest first."""
@@ -183,8 +184,8 @@ class Board:
 def read_board(run: Run, *, now: datetime | None = None) -> Board:
     """Everything the run page shows, in a fixed number of queries. `run` comes from `runs_with_state`."""
     jobs = list(querysets.jobs_with_done().filter(stage__iteration__run=run).select_related("stage__iteration").order_by("id"))
-    metrics = list(querysets.loss_curve(run))
     rows = list(querysets.iterations_with_counts(run))
+    metrics = logged_steps([row.pk for row in rows])
     scores = list(querysets.macro_scores([run]))
     checkpoints = {c.iteration_id: c for c in Checkpoint.objects.filter(iteration__run=run).defer("manifest")}
     there = [checkpoint.pk for checkpoint in checkpoints.values() if not checkpoint.deleted_at]
@@ -248,7 +249,7 @@ def _counted(rows: Sequence[Any], jobs: Sequence[Job]) -> dict[tuple[int, str], 
 
 def _step_views(
     jobs: Sequence[Job],
-    metrics: Sequence[Metric],
+    metrics: Sequence[LoggedStep],
     counted: Mapping[tuple[int, str], int],
     now: datetime,
     planned_tokens: Mapping[int, float | None],
@@ -257,7 +258,7 @@ def _step_views(
     attempts: dict[tuple[int, str], list[Job]] = {}
     for job in jobs:
         attempts.setdefault((job.stage.iteration.number, job.step), []).append(job)
-    logged: dict[int, list[Metric]] = {}
+    logged: dict[int, list[LoggedStep]] = {}
     for metric in metrics:
         logged.setdefault(metric.job_id, []).append(metric)
     others = others_running(jobs)
@@ -280,7 +281,7 @@ def others_running(jobs: Sequence[Job]) -> dict[str, int]:
 
 def _step_view(
     tries: Sequence[Job],
-    logged: Sequence[Metric],
+    logged: Sequence[Metric] | Sequence[LoggedStep],
     now: datetime,
     *,
     counted: int,
@@ -324,7 +325,7 @@ def _rate(job: Job, done: int, now: datetime) -> float | None:
     return done / max((now - job.started_at).total_seconds(), 0.001)
 
 
-def _tuning_rate(job: Job, logged: Sequence[Metric], step_tokens: float | None) -> float | None:
+def _tuning_rate(job: Job, logged: Sequence[Metric] | Sequence[LoggedStep], step_tokens: float | None) -> float | None:
     """Steps a second of a running tuning by the speed it logs, which leaves out its start; None where it logs none."""
     speeds = [metric.tokens_per_s for metric in logged[-RECENT_STEPS:] if metric.tokens_per_s]
     if job.state != JobState.RUNNING or not speeds or not step_tokens:

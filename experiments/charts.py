@@ -10,7 +10,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any
 
 import plotly.graph_objects as go
 from django.urls import reverse
@@ -18,8 +18,7 @@ from django.urls import reverse
 from experiments.board import Board
 from experiments.imitation_board import ImitationView
 from experiments.models import BenchmarkScore, Run
-
-T = TypeVar("T")
+from experiments.querysets_curves import MOST_POINTS, SMOOTHED_OVER, LoggedStep, forgetting
 
 RUN_COLOURS = 8
 """tokens.css has so many colours for runs laid over each other."""
@@ -82,7 +81,8 @@ def pool_chart(board: Board) -> Chart:
 def loss_chart(board: Board) -> Chart:
     """The loss over all steps so far, iteration after iteration."""
     figure = start_figure(x_title="Step", y_title="Loss on responses")
-    metrics, offset, every = board.metrics, 0, _every(board.metrics)
+    metrics, offset = board.metrics, 0
+    every = _every(metrics[0].run_logs if metrics else 0)
     for imitation in reversed(board.imitations):
         number, steps = imitation.number, imitation.metrics
         if not steps:
@@ -113,13 +113,7 @@ CURVES = (
     ("grad_norm", "Gradient norm", True),
     ("tokens_per_s", "Response tokens / s", True),
 )
-"""What is drawn of an imitation: the field of Metric, its name, and whether it is smoothed."""
-
-MOST_POINTS = 300
-"""A line of more points is thinned, and says so."""
-
-SMOOTHED_OVER = 20
-"""Logged steps over which the smoothed line forgets; fewer where there are fewer than ten times as many."""
+"""What is drawn of an imitation: the field of LoggedStep, its name, and whether it is smoothed."""
 
 
 def imitation_charts(imitation: ImitationView) -> list[Chart]:
@@ -130,15 +124,18 @@ def imitation_charts(imitation: ImitationView) -> list[Chart]:
 def _curve(imitation: ImitationView, field: str, title: str, *, smooth: bool) -> Chart:
     """One value over the steps; smoothed, the line itself stands faint behind."""
     logged = [(metric.step, value) for metric in imitation.metrics if (value := getattr(metric, field)) is not None]
-    every, over = _every(logged), min(SMOOTHED_OVER, len(logged) // 10) if smooth else 0
+    logs = imitation.metrics[0].logs if logged else 0
+    every, over = _every(logs), min(SMOOTHED_OVER, logs // 10) if smooth else 0
     figure = start_figure(x_title="Step", y_title="", height=190, margin={"l": 44, "r": 8, "t": 6, "b": 34}, showlegend=False)
     figure.update_yaxes(exponentformat="e")
-    averages = ema([value for _, value in logged], over=over)
-    lines = [("each log", logged, 0.3), ("smoothed", [(step, mean) for (step, _), mean in zip(logged, averages, strict=True)], 1.0)]
-    for name, points, opacity in lines if over > 1 else [(title, logged, 1.0)]:
-        drawn = _thinned(points, every)
-        x, y = [step for step, _ in drawn], [_short(value) for _, value in drawn]
-        mode = "lines" if len(drawn) > 1 else "markers"
+    drawn = _thinned(imitation.metrics, every)
+    lines = [(title, [getattr(metric, field) for metric in drawn], 1.0)]
+    if over > 1:
+        lines = [("each log", lines[0][1], 0.3), ("smoothed", _smoothed(drawn, field, over=over), 1.0)]
+    for name, values, opacity in lines:
+        points = [(metric.step, value) for metric, value in zip(drawn, values, strict=True) if getattr(metric, field) is not None]
+        x, y = [step for step, _ in points], [_short(value) for _, value in points]
+        mode = "lines" if len(points) > 1 else "markers"
         figure.add_scatter(x=x, y=y, name=name, mode=mode, opacity=opacity, meta={"token": "student"})
     notes = [f"smoothed over {over} logs, each log faint" if over > 1 else "", _thinning_note(every)]
     summary = f"{title}: from {logged[0][1]:.4g} to {logged[-1][1]:.4g}." if logged else ""
@@ -146,22 +143,32 @@ def _curve(imitation: ImitationView, field: str, title: str, *, smooth: bool) ->
     return Chart(id=id, title=title, summary=summary, figure=plain(figure), note="; ".join(filter(None, notes)))
 
 
-def ema(values: Sequence[float], *, over: int) -> list[float]:
-    """The exponential moving average of a line, without the pull of its start: weights count from the first value on."""
-    keep, total, weight, averages = max(0.0, 1 - 2 / (over + 1)), 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        averages.append(total / weight)
+def _smoothed(drawn: Sequence[LoggedStep], field: str, *, over: int) -> list[float]:
+    """The smoothed value at each drawn step, of all that were logged up to it."""
+    parts = [(metric.place, getattr(metric, f"{field}_sum"), getattr(metric, f"{field}_weight")) for metric in drawn]
+    return ema([(place, total or 0.0, weight or 0.0) for place, total, weight in parts], over=over)
+
+
+def ema(parts: Sequence[tuple[int, float, float]], *, over: int) -> list[float]:
+    """The exponential moving average of a line at some of its places, without the pull of its start: weights count from the first on.
+
+    parts: a place, the sum of the values since the place before, each with its weight at this place, and the sum of their weights.
+    """
+    keep, last, total, weight, averages = forgetting(over), 0, 0.0, 0.0, []
+    for place, part, part_weight in parts:
+        kept = keep ** (place - last)
+        last, total, weight = place, total * kept + part, weight * kept + part_weight
+        averages.append(total / weight if weight else 0.0)
     return averages
 
 
-def _every(points: Sequence[Any]) -> int:
-    return max(1, ceil(len(points) / MOST_POINTS))
+def _every(logs: int) -> int:
+    return max(1, ceil(logs / MOST_POINTS))
 
 
-def _thinned(points: Sequence[T], every: int) -> Sequence[T]:
-    """Each so many of a line's points, and always the last."""
-    return [*points[:-1:every], points[-1]] if every > 1 else points
+def _thinned(metrics: Sequence[LoggedStep], every: int) -> Sequence[LoggedStep]:
+    """Each so many of the logged steps, and always the last."""
+    return [metric for metric in metrics if metric.place % every == 0 or metric.place == metric.logs - 1]
 
 
 def _short(value: float) -> float:

@@ -63,9 +63,10 @@ def push(errand: Errand, pulse: ErrandPulse) -> dict[str, Any]:
 
 
 def store(errand: Errand, pulse: ErrandPulse) -> dict[str, Any]:
-    checkpoint = errand.checkpoint
-    url = f"{settings.LIONWEB_STORAGE_URL}/{checkpoint.path}"
-    storage.store(folder_of(checkpoint), url, should_stop=_stop(pulse), tell=pulse.tell)
+    """A copy in a folder of its own: run ids begin at 1 in every installation and every new database, and a storage may be shared."""
+    checkpoint, folder = errand.checkpoint, folder_of(errand.checkpoint)
+    url = f"{settings.LIONWEB_STORAGE_URL}/{checkpoint.path}-{storage.mark_of(folder)}"
+    storage.store(folder, url, should_stop=_stop(pulse), tell=pulse.tell)
     with errands.while_held(errand):
         Checkpoint.objects.filter(pk=checkpoint.pk).update(stored_at=url)
     return {"url": url}

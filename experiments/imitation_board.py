@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments.models import Imitation, Metric
+from experiments.models import Imitation
+from experiments.querysets_curves import LoggedStep
 from experiments.states import JobState
 from trainer.records import FirstBatch, Preflight, Record, ShownExample
 
@@ -63,23 +64,26 @@ class PreflightView:
 
 @dataclass(frozen=True, kw_only=True)
 class ImitationView:
-    """An iteration's imitation. step: its tuning, None before that is queued; metrics: its logged steps, each once."""
+    """An iteration's imitation. step: its tuning, None before that is queued.
+
+    metrics: its logged steps, each once, thinned where there are more than a line draws.
+    """
 
     number: int
     preflight: PreflightView | None
     first_batch: FirstBatch | None
-    metrics: Sequence[Metric]
+    metrics: Sequence[LoggedStep]
     step: StepView | None
     saved_step: int | None
     steps: int
 
     @property
-    def last(self) -> Metric | None:
+    def last(self) -> LoggedStep | None:
         return self.metrics[-1] if self.metrics else None
 
     @property
     def peak_memory_gib(self) -> float | None:
-        return max((metric.memory_gib for metric in self.metrics if metric.memory_gib is not None), default=None)
+        return self.metrics[-1].peak_gib if self.metrics else None
 
     @property
     def has_save_to_use(self) -> bool:
@@ -93,20 +97,20 @@ class ImitationView:
 
 
 def read_imitations(
-    rows: Sequence[Any], imitations: Mapping[int, Imitation], metrics: Sequence[Metric], tunings: Mapping[int, StepView]
+    rows: Sequence[Any], imitations: Mapping[int, Imitation], metrics: Sequence[LoggedStep], tunings: Mapping[int, StepView]
 ) -> list[ImitationView]:
     """The imitations of a run that something is known of, newest first.
 
     rows: its iterations; imitations: by iteration id; metrics: of all iterations, in order; tunings: by iteration number.
     """
-    logged: dict[int, list[Metric]] = {}
+    logged: dict[int, list[LoggedStep]] = {}
     for metric in metrics:
         logged.setdefault(metric.iteration_id, []).append(metric)
     known = [row for row in rows if row.pk in imitations or row.pk in logged]
     return [_view(row.number, imitations.get(row.pk), logged.get(row.pk, []), tunings.get(row.number)) for row in reversed(known)]
 
 
-def _view(number: int, imitation: Imitation | None, metrics: Sequence[Metric], step: StepView | None) -> ImitationView:
+def _view(number: int, imitation: Imitation | None, metrics: Sequence[LoggedStep], step: StepView | None) -> ImitationView:
     found = preflight_of(imitation)
     last_steps = metrics[-1].steps if metrics else 0
     return ImitationView(

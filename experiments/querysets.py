@@ -130,11 +130,6 @@ def rejected_by_fate(run: Run) -> dict[int, dict[str, int]]:
     return result
 
 
-def loss_curve(run: Run) -> QuerySet[Metric]:
-    """The logged steps of every iteration, the last attempt at each step alone, in order."""
-    return Metric.objects.filter(iteration__run=run).order_by("iteration__number", "step", "-job").distinct("iteration__number", "step")
-
-
 def last_steps(jobs: Iterable[int], *, most: int) -> QuerySet[Metric]:
     """The last logged steps of each of these tunings (job ids), oldest first, with what their iterations' preflights found."""
     newest_first = Window(RowNumber(), partition_by=F("job"), order_by=F("step").desc())

@@ -216,7 +216,9 @@ class Pulse:
                 beat = durably(
                     lambda: jobs.heartbeat(self._job, items_done=self._book.items_done, note=self._note), for_s=settings.LIONWEB_LEASE_S
                 )
-            except (OperationalError, InterfaceError):
+            except Exception:
+                # Without a beat the lease runs out, whatever the reason: the work must not go on unheld, beside another worker's.
+                logger.exception("job %s lost its heartbeat", self._job.pk)
                 self.lost = True
                 break
             self.lost, self.stop_asked = not beat.held, beat.held and beat.stop

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from trainer.checkpoints import MANIFEST, SPARE_BYTES, read_checkpoint, require_whole, writing_whole
+from trainer.checkpoints import MANIFEST, SPARE_BYTES, file_digest, read_checkpoint, require_whole, writing_whole
 from trainer.errors import Cancelled, ConfigError, TrainerError
 
 CHUNK_BYTES = 8 * 2**20
@@ -40,6 +40,15 @@ def store(checkpoint: Path, url: str, *, should_stop: Stop, tell: Tell) -> None:
             with system.open(target, "rb") as back:
                 if _copy(back, None, should_stop) != written:
                     raise TrainerError(f"The copy of {name} in the storage is not what was sent: its sha256 differs. Ask again.")
+
+
+def mark_of(checkpoint: Path) -> str:
+    """What tells a checkpoint's copy from every other's that may lie beside it: 16 digits of its manifest's sha256.
+
+    Raises ConfigError where there is no checkpoint.
+    """
+    read_checkpoint(checkpoint)
+    return file_digest(checkpoint / MANIFEST)[:16]
 
 
 def bring_back(url: str, checkpoint: Path, *, files: Mapping[str, str], size: int, should_stop: Stop, tell: Tell) -> None:

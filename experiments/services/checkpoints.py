@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from experiments.services.checkpoint_files import (
     export_folder,
     exports_of,
     folder_of,
+    is_there,
     remove,
     saves_of,
     size_of,
@@ -52,12 +54,13 @@ def ask(checkpoint_id: int, kind: str, *, by: User, **options: Any) -> Errand:
     _check(checkpoint, kind, options)
     if checkpoint.errands.filter(kind=kind, options=options, state__in=LIVE).exists():
         raise ConfigError(f"That was asked already and is not over: {ErrandKind(kind).label}.")
-    if kind in EXPORTS and any(not errand.result.get("deleted") for errand in _finished(checkpoint, kind, options)):
+    if kind in EXPORTS and any(is_there(export_folder(errand)) for errand in _finished(checkpoint, kind, options)):
         raise ConfigError(f"That is there already: {ErrandKind(kind).label}. Delete it first to have it made anew.")
     return errands.ask(kind, checkpoint, by=by, **options)
 
 
 def _finished(checkpoint: Checkpoint, kind: str, options: dict[str, Any]) -> Iterable[Errand]:
+    """Whether their files are still there is the disk's to say."""
     return checkpoint.errands.filter(kind=kind, options=options, state=JobState.FINISHED)
 
 
@@ -113,13 +116,12 @@ class Holdings:
 
 def read_holdings() -> Holdings:
     """Everything that has files. Sizes of checkpoints are their rows', those of exports and saves the disk's."""
-    runs: Any = querysets.runs_with_state()
-    unfinished = list(runs.exclude(state=RunState.FINISHED).values_list("pk", "config__student__model"))
+    unfinished = list(_unfinished().values_list("pk", "config__student__model"))
     rows = Checkpoint.objects.filter(deleted_at=None).order_by("iteration__run", "iteration__number")
-    values = rows.values_list(
-        "pk", "iteration_id", "iteration__run_id", "iteration__number", "path", "size_bytes", "pinned", "manifest__method", "manifest__base"
-    )
+    names = ("iteration", "iteration__run", "iteration__number", "path", "size_bytes", "pinned", "manifest__method", "manifest__base")
+    values = list(rows.values_list("pk", *names))
     busy, unmeasured, scores = _busy(), _unmeasured(pk for pk, _ in unfinished), _scores()
+    paths = {pk: path for pk, _, _, _, path, *_ in values}
     kept = [
         Kept(
             id=pk,
@@ -130,13 +132,19 @@ def read_holdings() -> Holdings:
             pinned=pinned,
             busy=pk in busy,
             unmeasured=iteration in unmeasured,
-            base="" if method == "full" else _below_data(base or ""),
+            base="" if method == "full" else _path_behind(base or "", paths),
             scores=scores[iteration],
         )
         for pk, iteration, run, number, path, size, pinned, method, base in values
     ]
-    starts = frozenset(filter(None, (_below_data(model or "") for _, model in unfinished)))
+    starts = frozenset(filter(None, (_path_behind(model or "", paths) for _, model in unfinished)))
     return Holdings(kept=kept, saves=_saves(kept), unfinished=frozenset(pk for pk, _ in unfinished), starts=starts)
+
+
+def _unfinished() -> Any:
+    """Runs that are live or could be resumed."""
+    runs: Any = querysets.runs_with_state()
+    return runs.exclude(state=RunState.FINISHED)
 
 
 def _exported(checkpoint_id: int) -> int:
@@ -166,10 +174,23 @@ def _scores() -> dict[int, dict[str, float]]:
     return found
 
 
-def _below_data(folder: str) -> str:
-    """A folder as rows name it, below the data folder; empty for whatever is elsewhere."""
-    data = Path(settings.LIONWEB_DATA)
-    return str(Path(folder).relative_to(data)) if folder and Path(folder).is_relative_to(data) else ""
+def _path_behind(folder: str, paths: Mapping[int, str]) -> str:
+    """The checkpoint that a folder is, or is an export of, by its path below the data folder; empty where it is none.
+
+    paths: checkpoint id -> path. An export is deleted with its checkpoint: whoever needs the one needs the other.
+    """
+    below = _below_data(folder)
+    match below.parts if below else ():
+        case ("exports", checkpoint_id, _, *_) if checkpoint_id.isdecimal():
+            return paths.get(int(checkpoint_id), "")
+        case _:
+            return str(below or "")
+
+
+def _below_data(folder: str) -> Path | None:
+    """A folder by its path below the data folder, however it was typed; None where it is elsewhere."""
+    data, real = Path(settings.LIONWEB_DATA), Path(os.path.realpath(folder))
+    return real.relative_to(data) if folder and real.is_relative_to(data) else None
 
 
 def _saves(kept: Sequence[Kept]) -> list[Save]:
@@ -251,6 +272,8 @@ def _mark_deleted(checkpoint_id: int) -> list[Path]:
     if row.deleted_at is None:
         Checkpoint.objects.filter(pk=row.pk).update(deleted_at=timezone.now())
         logger.info("checkpoint %s of run %s deleted", row.pk, row.iteration.run_id)
+    for errand in row.errands.filter(kind__in=EXPORTS, state=JobState.FINISHED):  # none of them comes back with a restored checkpoint
+        Errand.objects.filter(pk=errand.pk).update(result={**errand.result, "deleted": True})
     return folders
 
 
@@ -264,7 +287,25 @@ def _remove_into(freed: Freed, *folders: Path) -> bool:
 
 
 def delete_export(errand: Errand) -> list[str]:
-    """Delete the files an errand left; its row says so. Gives what could not be deleted. Raises ConfigError where they lie elsewhere."""
+    """Delete the files an errand left; its row says so. Gives what could not be deleted.
+
+    Raises ConfigError where they lie elsewhere, or where a run or an adapter still needs them.
+    """
     folder = export_folder(errand)
+    if needed_by := _needed_by(folder):
+        raise ConfigError(f"It stays: {needed_by}.")
     Errand.objects.filter(pk=errand.pk).update(result={**errand.result, "deleted": True})
     return remove(folder)
+
+
+def _needed_by(export: Path) -> str:
+    """What needs an export's folder, in words: a run that may still begin with it, or an adapter on it; empty where nothing does."""
+    below = _below_data(str(export))
+    for name, model in _unfinished().order_by("pk").values_list("name", "config__student__model"):
+        if _below_data(model or "") == below:
+            return f"run {name} is not finished and begins with it"
+    adapters = Checkpoint.objects.filter(deleted_at=None).exclude(manifest__method="full").order_by("pk")
+    for name, number, base in adapters.values_list("iteration__run__name", "iteration__number", "manifest__base"):
+        if _below_data(base or "") == below:
+            return f"the adapter of run {name}, iteration {number}, needs it as its base"
+    return ""

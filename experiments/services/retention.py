@@ -22,7 +22,7 @@ BEST = "the best of its run"
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A checkpoint with files. base: the path under its adapter where that is a folder, else empty.
+    """A checkpoint with files. base: the path of the checkpoint under its adapter, or whose export is; else empty.
 
     scores: benchmark -> score; size: in bytes, its exports included; unmeasured: its run still measures it, or will when it is resumed.
     """
@@ -73,7 +73,7 @@ def make_plan(
 ) -> Plan:
     """What the policy would delete now.
 
-    unfinished: runs that are live or could be resumed; starts: the folders that those runs name as their student.
+    unfinished: runs that are live or could be resumed; starts: the paths of checkpoints that those runs begin with.
     """
     stay = protected(kept, unfinished=unfinished, starts=starts)
     by_run: dict[int, list[Kept]] = defaultdict(list)

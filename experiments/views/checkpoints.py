@@ -266,8 +266,9 @@ def errand_delete(request: HttpRequest, checkpoint_id: int, errand_id: int) -> H
         try:
             problems = service.delete_export(errand)
         except ConfigError as error:
-            problems = [str(error)]
-        _tell(request, problems, done="" if problems else "The export was deleted.")
+            messages.error(request, str(error))
+        else:
+            _tell(request, problems, done="" if problems else "The export was deleted.")
     return redirect("checkpoint", checkpoint_id)
 
 

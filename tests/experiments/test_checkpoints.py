@@ -1,6 +1,7 @@
 """Checkpoints: what a policy may delete, that a deletion touches nothing else, and what a worker makes of what was asked."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -321,10 +322,54 @@ def test_the_base_under_an_adapter_stays(run):
 
 
 def test_a_checkpoint_that_another_unfinished_run_begins_with_stays(run, person):
-    other = make.make_run(person("member"), name="other")
-    other.config["student"]["model"] = str(folder_of(run, 0))
+    begin_with(folder_of(run, 0), person)
+    assert checkpoints.read_holdings().why_not(of(run, 0).pk) == START
+
+
+def begin_with(folder, person, *, name="other"):
+    """A run that was not started yet, on a student in this folder."""
+    other = make.make_run(person("member"), name=name)
+    other.config["student"]["model"] = str(folder)
+    other.save()
+    return other
+
+
+def test_a_checkpoint_whose_export_another_unfinished_run_begins_with_stays(run, person, data):
+    export = checkpoint_files.export_folder(done(of(run, 0), ErrandKind.MERGED, person))
+    other = begin_with(export, person)
+    assert checkpoints.read_holdings().plan(Policy(keep_last=1)).keep == {of(run, 0).pk: START, of(run, 2).pk: NEWEST}
+    with pytest.raises(ConfigError, match=START):
+        checkpoints.delete(of(run, 0).pk)
+    other.config["student"]["model"] = f"{data}/runs/../exports/{export.parent.name}/{export.name}/"  # however it was typed
     other.save()
     assert checkpoints.read_holdings().why_not(of(run, 0).pk) == START
+    other.delete()
+    checkpoints.delete(of(run, 0).pk)
+
+
+def test_a_checkpoint_whose_export_is_the_base_under_an_adapter_stays(run, person):
+    export = checkpoint_files.export_folder(done(of(run, 0), ErrandKind.MERGED, person))
+    write_files(of(run, 2), method="lora", base=str(export))
+    assert checkpoints.read_holdings().plan(Policy(keep_last=1)).keep == {of(run, 0).pk: BASE, of(run, 2).pk: NEWEST}
+    with pytest.raises(ConfigError, match=BASE):
+        checkpoints.delete(of(run, 0).pk)
+
+
+def test_an_export_that_a_run_or_an_adapter_needs_is_not_deleted_and_says_for_which(run, person):
+    errand = done(of(run, 0), ErrandKind.MERGED, person)
+    export = checkpoint_files.export_folder(errand)
+    other = begin_with(export, person, name="Second round")
+    with pytest.raises(ConfigError, match="run Second round is not finished and begins with it"):
+        checkpoints.delete_export(errand)
+    other.delete()
+    write_files(of(run, 2), method="lora", base=str(export))
+    with pytest.raises(ConfigError, match=f"the adapter of run {run.name}, iteration 2, needs it as its base"):
+        checkpoints.delete_export(errand)
+    assert export.is_dir()
+    assert "deleted" not in Errand.objects.get().result
+    checkpoints.delete(of(run, 2).pk)
+    assert checkpoints.delete_export(errand) == []
+    assert not export.exists()
 
 
 def test_a_checkpoint_somebody_asked_something_of_stays(run, person):
@@ -383,6 +428,22 @@ def test_the_same_export_is_not_asked_for_twice_but_again_once_it_was_deleted(ru
         checkpoints.ask(of(run, 0).pk, ErrandKind.MERGED, by=person("member"))
 
 
+def test_an_export_that_went_with_its_checkpoint_is_made_anew_once_that_was_brought_back(run, person, settings, tmp_path):
+    settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
+    first = done(of(run, 0), ErrandKind.MERGED, person)
+    done(of(run, 0), ErrandKind.STORE, person)
+    checkpoints.delete(of(run, 0).pk)
+    assert Errand.objects.get(pk=first.pk).result["deleted"]
+    done(of(run, 0), ErrandKind.RESTORE, person)
+    second = done(of(run, 0), ErrandKind.MERGED, person)
+    assert (checkpoint_files.export_folder(second) / "model.safetensors").is_file()
+
+
+def test_an_export_whose_folder_is_gone_is_asked_for_again(run, person):
+    shutil.rmtree(checkpoint_files.export_folder(done(of(run, 0), ErrandKind.MERGED, person)))
+    checkpoints.ask(of(run, 0).pk, ErrandKind.MERGED, by=person("member"))
+
+
 @pytest.mark.parametrize("kind", [ErrandKind.MERGED, ErrandKind.VERIFY, ErrandKind.STORE, ErrandKind.PUSH])
 def test_nothing_is_asked_of_deleted_files(run, person, kind):
     checkpoints.delete(of(run, 0).pk)
@@ -420,11 +481,42 @@ def test_a_stored_checkpoint_comes_back_after_it_was_deleted(run, person, settin
     settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
     before = {path.name: path.read_bytes() for path in folder_of(run, 0).iterdir()}
     done(of(run, 0), ErrandKind.STORE, person)
-    assert of(run, 0).stored_at == f"{settings.LIONWEB_STORAGE_URL}/{of(run, 0).path}"
+    assert of(run, 0).stored_at.startswith(f"{settings.LIONWEB_STORAGE_URL}/{of(run, 0).path}-")
     checkpoints.delete(of(run, 0).pk)
     done(of(run, 0), ErrandKind.RESTORE, person)
     assert of(run, 0).deleted_at is None
     assert {path.name: path.read_bytes() for path in folder_of(run, 0).iterdir()} == before
+
+
+def test_another_checkpoint_of_the_same_run_id_and_iteration_overwrites_no_copy(run, person, settings, tmp_path):
+    settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
+    before = {path.name: path.read_bytes() for path in folder_of(run, 0).iterdir()}
+    done(of(run, 0), ErrandKind.STORE, person)
+    ours = of(run, 0)
+    checkpoint_files.remove(folder_of(run, 0))
+    write_files(of(run, 0))  # as in another installation, or with a new database
+    done(of(run, 0), ErrandKind.STORE, person)
+    assert of(run, 0).stored_at != ours.stored_at
+    Checkpoint.objects.filter(pk=ours.pk).update(stored_at=ours.stored_at, manifest=ours.manifest)
+    checkpoints.delete(ours.pk)
+    done(of(run, 0), ErrandKind.RESTORE, person)
+    assert {path.name: path.read_bytes() for path in folder_of(run, 0).iterdir()} == before
+
+
+def test_a_copy_again_takes_no_more_room(run, person, settings, tmp_path):
+    settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
+    first, second = (done(of(run, 0), ErrandKind.STORE, person).result for _ in range(2))
+    assert first == second
+
+
+def test_a_copy_from_before_copies_had_names_of_their_own_comes_back(run, person, settings, tmp_path):
+    settings.LIONWEB_STORAGE_URL = (tmp_path / "share").as_uri()
+    row = of(run, 0)
+    shutil.copytree(folder_of(run, 0), tmp_path / "share" / row.path)
+    Checkpoint.objects.filter(pk=row.pk).update(stored_at=f"{settings.LIONWEB_STORAGE_URL}/{row.path}")
+    checkpoints.delete(row.pk)
+    done(of(run, 0), ErrandKind.RESTORE, person)
+    assert (folder_of(run, 0) / "model.safetensors").is_file()
 
 
 @pytest.mark.django_db(transaction=True)

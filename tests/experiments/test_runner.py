@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import DataError
 
 from experiments import runner
 from experiments.models import Job, Run
@@ -15,7 +17,7 @@ from experiments.querysets import runs_with_state
 from experiments.states import LIVE, JobState, RunState
 from tests import make
 from trainer.config import EvaluationConfig
-from trainer.errors import ChildDied, ConfigError, LossDiverged, NoSpace, OutOfMemory
+from trainer.errors import Cancelled, ChildDied, ConfigError, LossDiverged, NoSpace, OutOfMemory
 from trainer.plan import Stage, Step
 
 
@@ -88,6 +90,36 @@ def test_an_error_nobody_foresaw_is_told_too(run: Run, monkeypatch: pytest.Monke
     job = tune(run, monkeypatch, ZeroDivisionError("division by zero"))
     assert job.state == JobState.FAILED
     assert "ZeroDivisionError: division by zero" in job.reason
+
+
+class WaitingStudent:
+    """A student whose tuning goes on until it is told to stop."""
+
+    def __init__(self, *args: Any, should_stop: Callable[[], bool], **kwargs: Any) -> None:
+        self._should_stop = should_stop
+
+    def imitate(self, *args: Any, **kwargs: Any) -> None:
+        for _ in range(500):
+            time.sleep(0.01)
+            if self._should_stop():
+                raise Cancelled("Stopped.")
+        raise AssertionError("it was never told to stop")
+
+
+@pytest.mark.parametrize("error", [DataError("integer out of range"), RuntimeError("can't start new thread")])
+def test_a_job_whose_heartbeat_fails_for_any_reason_stops_and_leaves_its_row_to_the_sweep(
+    run: Run, monkeypatch: pytest.MonkeyPatch, settings: Any, error: Exception
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    settings.LIONWEB_HEARTBEAT_S = 0.02
+    monkeypatch.setattr(runner, "ChildStudent", WaitingStudent)
+    monkeypatch.setattr(runner.jobs, "heartbeat", fail)
+    job = make.make_job(run.iterations.get(), Stage.IMITATION, Step.TUNING, state=JobState.QUEUED, worker="")
+    assert runner.run_job(job.pk, worker="one") == ""
+    job.refresh_from_db()
+    assert job.state == JobState.RUNNING  # until its lease is over
 
 
 def test_a_job_that_is_over_is_not_done_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,6 +275,17 @@ def test_a_deleted_export_is_gone_and_says_so(client_of, run, person):
     assert download(client, run, 0, errand).status_code == 404
 
 
+def test_an_export_that_a_run_begins_with_says_which_and_stays(client_of, run, person):
+    errand = exported(run, 0, person, x=b"1")
+    other = make.make_run(person("member"), name="Second round")
+    other.config["student"]["model"] = str(checkpoint_files.export_folder(errand))
+    other.save()
+    page = text_of(body(client_of("member").post(url(run, 0, f"errands/{errand.pk}/delete"), follow=True)))
+    assert "It stays: run Second round is not finished and begins with it." in page
+    assert "Mend that" not in page
+    assert checkpoint_files.export_folder(errand).is_dir()
+
+
 def test_what_a_killed_export_left_can_be_deleted(client_of, run, person):
     errand = exported(run, 0, person, x=b"1")
     Errand.objects.filter(pk=errand.pk).update(state=JobState.CRASHED, reason="Worker one was not heard of any more. Ask again.")

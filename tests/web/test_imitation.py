@@ -1,6 +1,7 @@
 """The run page of an imitation: what it takes, what the student reads, how it goes, and what can be done with the save it left."""
 
 import json
+import math
 import re
 from datetime import timedelta
 
@@ -10,9 +11,10 @@ from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.charts import MOST_POINTS, ema, imitation_charts
+from experiments.charts import ema, imitation_charts
 from experiments.imitation_board import PreflightView
 from experiments.models import Imitation, Job, Metric
+from experiments.querysets_curves import ENDS, MOST_POINTS, logged_steps
 from experiments.templatetags.lionweb import NONE
 from tests import make
 from tests.web.pages import asks_the_same_of, body, figure, text_of
@@ -198,6 +200,36 @@ def test_a_long_curve_is_thinned_and_says_so(iteration, client_of, run):
     assert len(figure(page, "loss-chart")["data"][0]["x"]) <= MOST_POINTS + 1
 
 
+def test_a_thinned_line_is_smoothed_over_what_is_not_drawn_too(iteration, client_of, run):
+    losses = [3.0 + math.sin(i) for i in range(2_000)]
+    tuning(iteration, losses=losses, steps=2_000)
+    page = body(client_of("viewer").get(f"/runs/{run.pk}/"))
+    whole = ema([(place, loss, 1.0) for place, loss in enumerate(losses)], over=20)
+    smoothed = figure(page, "loss-0")["data"][1]
+    assert smoothed["x"] == [*range(1, 2_000, 7), 2_000]
+    assert smoothed["y"] == pytest.approx([whole[step - 1] for step in smoothed["x"]], rel=1e-4)
+    assert "smoothed over 20 logs, each log faint; every 7th log drawn" in page
+
+
+def test_the_numbers_of_a_long_tuning_count_what_is_not_drawn_too(iteration, client_of, run, shown):
+    tuning(iteration, losses=[3.0, *[2.0] * 1_499], steps=5_000, state="crashed")
+    Metric.objects.filter(step=800).update(memory_gib=7.25)
+    make.make_imitation(iteration, found=make.make_preflight(response_tokens=5_000 * 500, steps=5_000))
+    job = tuning(iteration, losses=[1.9] * 1_500, first=1_401, steps=5_000)
+    Metric.objects.filter(job=job, step__lte=2_880).update(tokens_per_s=100.0)
+    page = shown()
+    assert "Step 2,900 of 5,000" in page
+    assert "Peak memory 7.25 GiB" in page
+    assert "Time left 35 min" in page  # 2,100 steps at the one a second of the last 20
+    assert "The loss went from 3.00 to 1.90." in page
+
+
+def test_a_page_reads_no_more_of_a_long_tuning_than_its_lines_draw(iteration, client_of, run):
+    tuning(iteration, losses=[3.0] * 5_000, steps=5_000)
+    assert len(logged_steps([iteration.pk])) <= MOST_POINTS + 2 * ENDS
+    assert [metric.step for metric in logged_steps([iteration.pk])][-ENDS:] == list(range(4_981, 5_001))
+
+
 def test_a_short_curve_is_drawn_whole(iteration, client_of, run):
     tuning(iteration, losses=[3.0] * MOST_POINTS)
     assert "log drawn" not in body(client_of("viewer").get(f"/runs/{run.pk}/"))
@@ -205,7 +237,7 @@ def test_a_short_curve_is_drawn_whole(iteration, client_of, run):
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.integers(0, 50))
 def test_a_smoothed_line_starts_where_the_line_does_and_stays_within_it(values, over):
-    smooth = ema(values, over=over)
+    smooth = ema([(place, value, 1.0) for place, value in enumerate(values)], over=over)
     assert len(smooth) == len(values)
     assert smooth[0] == pytest.approx(values[0])
     assert min(values) - 1e-3 <= min(smooth) <= max(smooth) <= max(values) + 1e-3
