@@ -159,9 +159,9 @@ def answer_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int)
     if any(i.key not in done for i in pool):
         _from_checkpoint(book, desk, config, iteration - 1, partial(_respond, book, desk, iteration, pool))
         responses, longest = book.student_responses(iteration).values(), config.respond.max_new_tokens
-        cut = sum(response.tokens >= longest for response in responses)
-        if cut:
-            desk.note(f"{cut} of {len(responses)} responses of the student were cut at respond.max_new_tokens, {longest:,}.")
+        if cut := sum(response.cut for response in responses):
+            where = f"at respond.max_new_tokens, {longest:,}, or where its context ends"
+            desk.note(f"{cut} of {len(responses)} responses of the student were cut {where}.")
 
 
 def _respond(book: Book, desk: Desk, iteration: int, pool: Sequence[Instruction], start: Path) -> None:

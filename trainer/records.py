@@ -79,13 +79,17 @@ class Instruction(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response(Record):
-    """What the teacher or a student said to an instruction; `failure` says why there is no usable text."""
+    """What the teacher or a student said to an instruction; `failure` says why there is no usable text.
+
+    cut: the student would have gone on, but had as many tokens as it may, or as its context has. Of the teacher such texts are not kept.
+    """
 
     instruction: str
     text: str
     failure: str = ""
     tokens: int = 0
     completion: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

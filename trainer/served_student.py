@@ -403,7 +403,7 @@ def _read(item: Instruction, reply: Any, endpoint: EndpointConfig) -> Response:
     tokens = reply.usage.completion_tokens if reply.usage else 0
     if choice.finish_reason == "content_filter" or (text is None and choice.finish_reason != "stop"):
         return Response(instruction=item.key, text="", failure=f"The student's server gave no text (it says: {choice.finish_reason}).")
-    return Response(instruction=item.key, text=storable(text or "").strip(), tokens=tokens)
+    return Response(instruction=item.key, text=storable(text or "").strip(), tokens=tokens, cut=choice.finish_reason == "length")
 
 
 def _is_too_long(error: Exception) -> bool:

@@ -131,7 +131,9 @@ class LocalStudent:
             new = [reply for reply in replies if instructions[reply.at].key not in done]
             cut += sum(reply.cut for reply in new)
             if new:
-                keep([Response(instruction=instructions[reply.at].key, text=reply.text, tokens=reply.tokens) for reply in new])
+                keep(
+                    [Response(instruction=instructions[reply.at].key, text=reply.text, tokens=reply.tokens, cut=reply.cut) for reply in new]
+                )
 
         for group in plan:
             members = [(fitting[i], instructions[fitting[i]].key) for i in group.positions]

@@ -30,6 +30,7 @@ class Response(models.Model):
     text = models.TextField(blank=True)
     failure = models.TextField(blank=True, help_text="why there is no usable text")
     tokens = models.PositiveIntegerField(default=0)
+    cut = models.BooleanField(default=False, help_text="the student had as many tokens as it may, and would have gone on")
     completion = models.ForeignKey(Completion, null=True, on_delete=models.SET_NULL, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
 

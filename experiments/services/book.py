@@ -291,7 +291,12 @@ class PostgresBook:
     def _responses(self, rows: Any) -> dict[str, Response]:
         return {
             row.instruction.key: Response(
-                instruction=row.instruction.key, text=row.text, failure=row.failure, tokens=row.tokens, completion=row.completion_id or ""
+                instruction=row.instruction.key,
+                text=row.text,
+                failure=row.failure,
+                tokens=row.tokens,
+                completion=row.completion_id or "",
+                cut=row.cut,
             )
             for row in rows.select_related("instruction")
         }
@@ -305,6 +310,7 @@ class PostgresBook:
                 text=r.text,
                 failure=r.failure,
                 tokens=r.tokens,
+                cut=r.cut,
                 completion_id=r.completion or None,
             )
             for r in responses

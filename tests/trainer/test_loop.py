@@ -1,5 +1,5 @@
 import json
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakeDesk, FakeGenerator, FakeReferee, FakeTeacher
+from tests.fakes import FakeDesk, FakeGenerator, FakeReferee, FakeStudent, FakeTeacher
 from trainer.config import DiscriminationConfig, EvaluationConfig, LoopConfig, RunConfig
 from trainer.errors import ConfigError, TooManyQuarantined
 from trainer.folder import FolderBook, locked
 from trainer.jsonl import drop_unfinished_line, read_jsonl
 from trainer.loop import distil, run_step
 from trainer.plan import Planned, Stage, Step, plan
-from trainer.records import Instruction, Label
+from trainer.records import Instruction, Label, Response
 from trainer.summary import summarise
 
 CONFIG = RunConfig(loop=LoopConfig(iterations=2, new_per_iteration=6))
@@ -232,11 +232,19 @@ def test_the_student_starts_from_the_last_checkpoint_or_from_the_base(tmp_path: 
     assert len(memory) == (22 if start == "last" else 6)
 
 
-def test_responses_that_were_cut_are_counted(tmp_path):
-    desk = FakeDesk(tmp_path)
-    config = replace(CONFIG, respond=replace(CONFIG.respond, max_new_tokens=2))
-    distil(book_in(tmp_path), desk, config)
-    assert "10 of 10 responses of the student were cut at respond.max_new_tokens, 2." in desk.notes
+def test_responses_that_were_cut_are_kept_as_such_and_counted(tmp_path: Path) -> None:
+    class Talkative(FakeStudent):
+        def respond(self, instructions: Sequence[Instruction], *, done: frozenset[str], keep: Callable[[list[Response]], None]) -> None:
+            super().respond(instructions, done=done, keep=lambda said: keep([replace(r, cut=r.instruction < "seed-000004") for r in said]))
+
+    class TalkativeDesk(FakeDesk):
+        def student(self, *, iteration: int, start: Path | None) -> FakeStudent:
+            return Talkative(self.folder / "checkpoints", start)
+
+    desk, book = TalkativeDesk(tmp_path), book_in(tmp_path)
+    distil(book, desk, CONFIG)
+    assert "4 of 10 responses of the student were cut at respond.max_new_tokens, 1,024, or where its context ends." in desk.notes
+    assert sum(response.cut for response in book.student_responses(1).values()) == 4
 
 
 def test_a_run_leaves_how_varied_each_iteration_is_and_the_traits_of_every_instruction(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_paper_s_form_goes_as_a_text_to_be_continued() -> None:
         server.answer = answering(continue_it)
         kept = respond(make_student(server.url, student={"template": "paper"}), make_instructions(1))
 
-    assert kept["i0"] == Response(instruction="i0", text="yes", tokens=64)
+    assert kept["i0"] == Response(instruction="i0", text="yes", tokens=64, cut=True)
     assert calls(server)[0].data["prompt"].endswith("### Response:\n")
 
 

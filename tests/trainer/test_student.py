@@ -179,7 +179,8 @@ def test_a_prompt_longer_than_the_context_becomes_a_failure(student: LocalStuden
 
 def test_a_response_cut_at_the_longest_length_is_a_response(student: LocalStudent) -> None:
     # Random weights next to never say the end token, so all are cut.
-    assert {(response.failure, response.tokens) for response in respond(student, make_instructions(4)).values()} == {("", 6)}
+    said = respond(student, make_instructions(4)).values()
+    assert {(response.failure, response.tokens, response.cut) for response in said} == {("", 6, True)}
 
 
 def test_the_text_ends_before_the_end_token_and_is_stripped() -> None:

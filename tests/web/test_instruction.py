@@ -176,3 +176,11 @@ def test_nearest_neighbours_are_looked_for_when_asked_and_come_in_order(client_o
     assert found == [(1, round(2 * 6 / 14, 3)), (3, round(2 * 3 / 12, 3)), (2, round(2 * 1 / 10, 3))]
     assert "<b>name the lakes" not in body(page)
     assert f"{page.context['compared']} others" in text_of(body(page))
+
+
+def test_a_response_that_was_cut_says_so(client_of, run):
+    item = run.instructions.get(position=0)
+    client = client_of("viewer")
+    assert "cut off" not in body(client.get(f"/instructions/{item.pk}/"))
+    Response.objects.filter(instruction=item, role="student").update(cut=True, tokens=1024)
+    assert "cut off after 1024 tokens" in text_of(body(client.get(f"/instructions/{item.pk}/")))
