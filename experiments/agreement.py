@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from experiments.models import Iteration, Verdict
 from experiments.models.verdict import EASY, HARD
 from experiments.querysets_reviews import SPLIT, reviewed
-from trainer.statistics import Estimate, cohen_kappa, wilson
+from trainer.statistics import KAPPA_LEAST, Estimate, cohen_kappa, wilson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,11 @@ class Agreement:
     split: int
     share: Estimate | None
     kappa: Estimate | None
+
+    @property
+    def kappa_is_known(self) -> bool:
+        """Whether there are enough cases for an interval of kappa."""
+        return self.kappa is not None and self.kappa.n >= KAPPA_LEAST
 
     @property
     def ruled(self) -> int:

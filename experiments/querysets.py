@@ -46,6 +46,11 @@ def move(job_id: int, to: str, *, only_if: Q | None = None, **values: Any) -> bo
     return jobs.update(state=to, **values) == 1
 
 
+def hold_back(run: Run, step: str) -> None:
+    """Keep a run's queued jobs of a step from being claimed until the transaction ends: what is changed in it is there when they begin."""
+    list(Job.objects.select_for_update().filter(stage__iteration__run=run, step=step, state=JobState.QUEUED).order_by("pk").values("pk"))
+
+
 def _jobs_of_run() -> QuerySet[Job]:
     return Job.objects.filter(stage__iteration__run=OuterRef("pk"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,13 +83,32 @@ def candidates_by_fate(run: Run) -> dict[int, Counter[tuple[str, str]]]:
     return counts
 
 
-def held_against(run: Run) -> list[str] | None:
-    """The benchmarks that new instructions are held against, by title; None where the run does not decontaminate."""
+@dataclass(frozen=True, kw_only=True)
+class HeldAgainst:
+    """The benchmarks, by title, that new instructions of an iteration are held against.
+
+    known: False where they were made before that was written down; begun: whether any was asked for; since: what was imported later.
+    """
+
+    titles: Sequence[str]
+    since: Sequence[str] = ()
+    begun: bool = True
+    known: bool = True
+
+
+def held_against(run: Run, number: int) -> HeldAgainst | None:
+    """What an iteration's new instructions are held against; None where the run does not decontaminate."""
     config = run.run_config()
     if not config.loop.decontaminate:
         return None
     own = [get_benchmark(name).title for name in config.evaluation.benchmarks]
-    return [*own, *Benchmark.objects.exclude(title__in=own).values_list("title", flat=True)]
+    imported = dict(Benchmark.objects.values_list("name", "title"))
+    names = run.iterations.filter(number=number).values_list("held_against", flat=True).first()
+    begun = Candidate.objects.filter(iteration__run=run, iteration__number=number).exists()
+    if names is None:
+        return HeldAgainst(titles=[*own, *imported.values()], begun=begun, known=not begun)
+    titles, since = ([t for name, t in imported.items() if (name in names) is held] for held in (True, False))
+    return HeldAgainst(titles=[*own, *titles], since=since)
 
 
 # Trajectories

@@ -8,7 +8,7 @@ from django.db.models import Case, CharField, Count, Exists, F, OuterRef, Q, Que
 
 from experiments.models import Candidate, Iteration, Job, Review, Verdict
 from experiments.models.verdict import EASY, HARD
-from experiments.states import JobState
+from experiments.states import LIVE, JobState
 from trainer.plan import Step
 
 SPLIT = ""
@@ -47,6 +47,13 @@ def in_review_state(iteration: Iteration, state: str) -> QuerySet[Any]:
     wanted = {"reviewed": Q(), "agreed": Q(ruling=F("label"))}
     wanted |= {f"review_{name}": Q(ruling=ruling) for name, ruling in (("hard", HARD), ("easy", EASY), ("split", SPLIT))}
     return reviewed(verdicts).filter(wanted[state])
+
+
+def may_judge_again(iteration: Iteration) -> bool:
+    """Whether what is quarantined may be judged once more: judging is over, nothing came of it yet, and the run is not at work."""
+    jobs = Job.objects.filter(stage__iteration__run=iteration.run_id)
+    judged = jobs.filter(stage__iteration=iteration, step=Step.JUDGEMENTS.value, state=JobState.FINISHED).exists()
+    return judged and not jobs.filter(state__in=sorted(LIVE)).exists() and not is_decided(iteration)
 
 
 def is_decided(iteration: Iteration) -> bool:

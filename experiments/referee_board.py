@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Avg, Count, Q
+from django.db.models import Avg, Count, F, OuterRef, Q, StdDev, Subquery
 
 from experiments.agreement import Agreement, read_agreement
 from experiments.length_bias import LengthBias, read_length_bias
 from experiments.models import Iteration, Judgement, Run, Verdict
 from experiments.querysets import tau_of
 from experiments.querysets_referee import by_referee, score_bins
-from experiments.querysets_reviews import is_decided
+from experiments.querysets_reviews import is_decided, may_judge_again
 from experiments.services.thresholds import next_judged
 from trainer.records import Label, Order
-from trainer.statistics import Estimate, wilson
+from trainer.statistics import Estimate, Z, wilson
 
 BINS = ((0.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 10.0))
 """Of |d|, in points, the lower end included."""
@@ -73,7 +73,7 @@ class RefereeBoard:
     flips: int
     flip_share: Estimate | None
     bins: Sequence[FlipBin]
-    first_preferred: float | None
+    first_preferred: Estimate | None
     discrepancies: Sequence[tuple[float, int]]
     scores: Mapping[str, Mapping[float, int]]
     """`teacher` and `student`: lower end of a bin -> verdicts with a mean score in it."""
@@ -85,6 +85,8 @@ class RefereeBoard:
     reasons: Sequence[Reason]
     decided: bool
     """Whether new instructions were made by these verdicts: nothing more can be ruled then."""
+    try_again: bool
+    """Whether the waiting may be judged once more by a word of a person."""
     reviews_count: bool
     """Whether a review still changes which instructions are parents."""
     next_iteration: int | None
@@ -132,7 +134,8 @@ def read_referee(run: Run, iteration: Iteration) -> RefereeBoard:
         quarantined=quarantined.count(),
         waiting=waiting.count(),
         reasons=[Reason(text=text, n=n) for text, n in reasons],
-        decided=iteration.candidates.exists(),
+        decided=is_decided(iteration),
+        try_again=may_judge_again(iteration),
         reviews_count=not is_decided(iteration),
         next_iteration=next_judged(run),
     )
@@ -153,14 +156,28 @@ def _bins(scored: Any) -> list[FlipBin]:
     ]
 
 
-def _first_preferred(iteration: Iteration) -> float | None:
-    """By how many points what was read first scored better than what was read second, over both orders: 0 for a fair referee."""
-    rows = Judgement.objects.filter(iteration=iteration, failure="").order_by()
-    means = {
-        order: rows.filter(order=order.value).aggregate(teacher=Avg("teacher_score"), student=Avg("student_score"))
-        for order in (Order.TEACHER_FIRST, Order.STUDENT_FIRST)
-    }
-    if any(mean["teacher"] is None or mean["student"] is None for mean in means.values()):
+def _first_preferred(iteration: Iteration) -> Estimate | None:
+    """By how many points what was read first scored better than what was read second: 0 for a fair referee.
+
+    The mean over pairs of judgements of one case by one referee, in both orders; half the difference of their d is what the place gave.
+    """
+    student_first = Judgement.objects.filter(
+        iteration=iteration,
+        order=Order.STUDENT_FIRST,
+        failure="",
+        instruction=OuterRef("instruction"),
+        referee=OuterRef("referee"),
+        sample=OuterRef("sample"),
+    ).annotate(d=F("teacher_score") - F("student_score"))
+    pairs = (
+        Judgement.objects.filter(iteration=iteration, order=Order.TEACHER_FIRST, failure="")
+        .order_by()
+        .annotate(other=Subquery(student_first.values("d")[:1]))
+        .filter(other__isnull=False)
+        .annotate(gain=(F("teacher_score") - F("student_score") - F("other")) / 2)
+    )
+    told = pairs.aggregate(mean=Avg("gain"), n=Count("pk"), deviation=StdDev("gain", sample=True))
+    if told["mean"] is None:
         return None
-    teacher_first, student_first = means[Order.TEACHER_FIRST], means[Order.STUDENT_FIRST]
-    return float((teacher_first["teacher"] - teacher_first["student"] + student_first["student"] - student_first["teacher"]) / 2)
+    half = Z * (told["deviation"] or 0.0) / told["n"] ** 0.5
+    return Estimate(told["mean"], told["mean"] - half, told["mean"] + half, told["n"])

@@ -163,7 +163,7 @@ class JobDesk:
         return self._pulse.cancelled
 
     def held_out(self) -> HeldOut:
-        return HeldOut(chain(held_out_items(self._book.config), imported_items()))
+        return HeldOut(chain(held_out_items(self._book.config), imported_items(self._book.job.stage.iteration)))
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(self._cancellable(work))

@@ -39,6 +39,7 @@ urlpatterns: list[URLPattern] = [
     path("runs/<int:run_id>/diversity", diversity.run_diversity, name="run_diversity"),
     path("runs/<int:run_id>/referee", referee.run_referee, name="run_referee"),
     path("runs/<int:run_id>/referee/tau", referee.run_tau, name="run_tau"),
+    path("runs/<int:run_id>/referee/again", referee.run_judge_again, name="run_judge_again"),
     path("runs/<int:run_id>/referee/leave-out", referee.run_leave_out, name="run_leave_out"),
     path("runs/<int:run_id>/referee/score", referee.run_score_by_hand, name="run_score_by_hand"),
     path("runs/<int:run_id>/ledger", ledger.run_ledger, name="run_ledger"),

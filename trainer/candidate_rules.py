@@ -23,12 +23,12 @@ _DRESS = r"[\s\W_]*"
 _APOSTROPHE = r"['\u2019\u02bc]?"
 
 _REFUSALS = (
-    rf"i{_APOSTROPHE}\s*a?m\s+(?:so\s+|very\s+|really\s+)?sorry\b",
+    rf"i{_APOSTROPHE}\s*a?m\s+(?:so\s+|very\s+|really\s+)?sorry\s*(?:[,.!]|but\b|i\b)",
     r"(?:so\s+|very\s+)?sorry\s*[,.!]\s*(?:but|i)\b",
     r"(?:my\s+apologies|i\s+apologi[sz]e)\b",
     rf"(?:unfortunately\s*,?\s*)?i\s+(?:can(?:\s*no|{_APOSTROPHE})t|am\s+(?:unable|not\s+able)|won{_APOSTROPHE}t|will\s+not|must\s+decline)\s+"
     r"(?:be\s+able\s+to\s+)?(?:help|assist|create|write|provide|generate|comply|fulfil|produce|do\b|continue|engage|offer|give|to\b)",
-    r"as\s+an?\s+(?:(?:artificial\s+intelligence|ai|large)\s+)?(?:ai|language\s+model|(?:ai\s+)?assistant)\b\s*(?:language\s+model\s*)?,?\s*i\b",
+    r"as\s+an?\s+(?:artificial\s+intelligence|ai(?:\s+(?:language\s+model|assistant|model))?|(?:large\s+)?language\s+model)\s*,?\s*i\b",
     # the same in languages a generator may fall into
     r"(?:je\s+suis\s+)?d\u00e9sol\u00e9e?\s*[,.!]",
     r"(?:lo\s+siento|lo\s+lamento)\s*[,.!]",
@@ -44,7 +44,7 @@ _TALK = (
     r"(?:here\b|i\b|let\s+me\b|this\s+is\b|below\b|happy\b|the\s+new\b|my\b|a\s+new\b|$)",
     r"(?:sure|certainly|of\s+course|absolutely)\s*!",
     rf"(?:here{_APOSTROPHE}s|here\s+(?:is|are)|below\s+is|this\s+is)\s+(?:a|an|the|your|my|one|another)\s+(?:[\w-]+\s+){{0,4}}"
-    r"(?:instruction|prompt|task)s?\b[^.?!\n]{0,80}[:\n]",
+    r"(?:instruction|prompt|task)\b[^.?!\n]{0,80}[:\n]",
     rf"i(?:{_APOSTROPHE}ve|\s+have)\s+(?:created|written|made|come\s+up\s+with)\s+(?:a|an|the|this|your|one)\s+(?:[\w-]+\s+){{0,4}}"
     r"(?:instruction|prompt|task)\b",
     r"(?:voici|voil\u00e0)\s+(?:une|la|votre)\s+(?:nouvelle\s+)?(?:instruction|consigne|t\u00e2che)\b",
@@ -54,7 +54,8 @@ _TALK = (
     r"(?:\u4ee5\u4e0b|\u4e0b\u9762|\u8fd9)\u662f(?:\u4e00(?:\u4e2a|\u6761|\u500b|\u689d))?(?:\u65b0)?\u7684?(?:\u6307\u4ee4|\u4efb\u52a1|\u4efb\u52d9)",
 )
 _ANSWERS = (
-    r"(?:the\s+)?(?:correct\s+)?(?:answer|response|output|solution|result)(?:\s+is)?\s*:",
+    r"(?:(?:the\s+)(?:correct\s+)?|correct\s+)(?:answer|response|output|solution|result)(?:\s+is)?\s*:",
+    r"answer\s*:(?!\s*(?:true\s+or\s+false|yes\s+or\s+no))",
     r"###\s*(?:response|answer|output)\b",
     r"(?:r\u00e9ponse|respuesta|antwort|risposta|resposta|\u043e\u0442\u0432\u0435\u0442)\s*:",
     r"(?:\u7b54\u6848|\u56de\u7b54|\u56de\u7b54\u306f|\u7b54\u3048)\s*[:\uff1a]",

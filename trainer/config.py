@@ -104,7 +104,7 @@ class LoopConfig:
         True,
         label="Decontamination",
         help="Reject what shares 13 words in a row with an item of a benchmark, or is above 0.7 ROUGE-L of its question: the benchmarks of "
-        "the run and all that were imported.",
+        "the run and, on the web, all that were imported.",
     )
     attempts_per_new: float = setting(
         4.0,

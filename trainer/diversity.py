@@ -5,7 +5,8 @@
 2. Nearest neighbour: the mean ROUGE-L F1 of a text to the one most like it, within samples of equal size.
 3. Traits of each text: its length in words, its language, its root verb and that verb's object (the paper's Figure 3).
 
-Words are the tokens of `trainer.similarity`; of a long text its beginning is looked at. Samples are drawn from the run's seed: the same run
+Words are the tokens of `trainer.similarity`; of a long text its beginning is looked at. An instruction is
+its task alone: seeds come with inputs, what a generator writes has none. Samples are drawn from the run's seed: the same run
 gives the same numbers.
 """
 
@@ -33,7 +34,7 @@ MOST_COUNTED = 50_000
 """N-grams over which distinct-n is taken at most."""
 
 LEAST = 20
-"""With fewer new instructions there is no alarm: too few to tell."""
+"""With fewer new instructions, or fewer seeds, there is no alarm: too few to tell."""
 FALL = 0.7
 """An alarm where distinct-2 is below this share of the seeds'."""
 RISE = 0.15
@@ -108,12 +109,12 @@ def measure(
     most = min(len(ours), len(theirs), MOST_COMPARED)
     counted = min(_bigrams(ours), _bigrams(theirs), MOST_COUNTED)
     mine, reference = (_spread(texts, ngrams=counted, compared=most) for texts in (ours, theirs))
-    alarms = () if new == seeds or len(new) < LEAST else tuple(_alarms(new, seeds, mine, reference, traits))
+    alarms = () if new == seeds or min(len(new), len(seeds)) < LEAST else tuple(_alarms(new, seeds, mine, reference, traits))
     return Diversity(made=len(new), new=mine, seeds=reference, alarms=alarms)
 
 
 def _shuffled(pool: Sequence[Instruction], seed: int, iteration: int) -> list[str]:
-    texts = [instruction.prompt[:LONGEST_COMPARED] for instruction in pool]
+    texts = [instruction.text[:LONGEST_COMPARED] for instruction in pool]
     stream(seed, "diversity", iteration).shuffle(texts)
     return texts
 

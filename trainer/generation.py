@@ -79,8 +79,10 @@ async def generate(
     while missing:
         wave = [(attempts[o] + n, o) for o, count in missing.items() for n in range(min(count, caps[o] - attempts[o]))]
         async for candidate in stage.ask(sorted(wave, key=lambda slot: (slot[0], slot[1] != Origin.HARD))):
-            parent = stage.parent(candidate.origin, candidate.attempt)
-            decided = _decide(candidate, parent, known=known, held_out=held_out, config=config)
+            decided = candidate
+            if (candidate.origin, candidate.attempt) not in stage.earlier:
+                parent = stage.parent(candidate.origin, candidate.attempt)
+                decided = _decide(candidate, parent, known=known, held_out=held_out, config=config)
             instruction = _instruction(decided, iteration=iteration, kinds=stage.kinds)
             await keep(decided, instruction)
             attempts[decided.origin] += 1

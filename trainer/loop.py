@@ -20,6 +20,7 @@ quarantined. The command line runs the steps in a row, the web one job at a time
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -39,9 +40,11 @@ from trainer.errors import ConfigError, DamagedCheckpoint, TooManyQuarantined
 from trainer.generation import Outcome, generate, parents_for
 from trainer.plan import Planned, Step, plan
 from trainer.pools import judged_pool
-from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction, Label, Remark, TuningNews, Verdict
+from trainer.records import BenchmarkAnswer, BenchmarkItem, Example, Instruction, Judgement, Label, Remark, TuningNews, Verdict
 from trainer.roles import Generator, Referee, Student, Teacher
 from trainer.similarity import SimilarityIndex
+
+logger = logging.getLogger(__name__)
 
 
 class Roles(Protocol):
@@ -183,6 +186,14 @@ def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) 
     }
     cases = [Case(i, teacher.get(i.key), student.get(i.key)) for i in pool if i.key not in judged]
     tau = book.tau(iteration)
+    failed = 0
+
+    async def keep(verdict: Verdict, judgements: Sequence[Judgement]) -> None:
+        nonlocal failed
+        await book.keep_verdict(iteration, verdict, judgements)
+        failed += verdict.label is Label.QUARANTINED
+        if not final and failed > config.discrimination.most_quarantined * len(pool):
+            raise TooManyQuarantined(f"{failed:,} of {len(pool):,} could not be scored already, so the rest was not asked for.")
 
     async def work() -> None:
         async with desk.roles() as roles:
@@ -192,22 +203,26 @@ def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) 
                 asks=asks_of(config),
                 weights=referees_of(config),
                 tau=tau,
-                keep=lambda verdict, judgements: book.keep_verdict(iteration, verdict, judgements),
+                keep=keep,
                 at_once=_at_once(config, "referee"),
             )
 
     if cases:
-        desk.run(work())
+        try:
+            desk.run(work())
+        except TooManyQuarantined:
+            logger.info("iteration %d: too much is quarantined already, the rest is not judged", iteration)
     if not final:
-        _refuse_quarantined(book.verdicts(iteration), most=config.discrimination.most_quarantined)
+        _refuse_quarantined(book.verdicts(iteration), of=len(pool), most=config.discrimination.most_quarantined)
 
 
-def _refuse_quarantined(verdicts: Mapping[str, Verdict], *, most: float) -> None:
+def _refuse_quarantined(verdicts: Mapping[str, Verdict], *, of: int, most: float) -> None:
     """Ask a person where too much is quarantined that nobody has left out yet."""
     waiting = [v for v in verdicts.values() if v.label is Label.QUARANTINED and not v.left_out]
-    if len(waiting) > most * len(verdicts):
+    if len(waiting) > most * of:
+        rest = f"The other {of - len(verdicts):,} were not judged any more. " if len(verdicts) < of else ""
         raise TooManyQuarantined(
-            f"{len(waiting):,} of {len(verdicts):,} judged instructions could not be scored, more than the {most:.0%} that may pass. "
+            f"{len(waiting):,} of {len(verdicts):,} judged instructions could not be scored, more than the {most:.0%} that may pass. {rest}"
             f"{' '.join(_commonest_reason(waiting))} "
             "Mend what keeps them from being scored and resume, which tries them again; or, on the run's Referee page, score them by hand "
             "or leave them out, then resume. The share is discrimination.most_quarantined of a new run."
@@ -253,12 +268,13 @@ def _measure_diversity(book: Book, desk: Desk, config: RunConfig, iteration: int
     """How varied the new instructions are, beside the seeds, told where that collapses; before the first ones the seeds themselves."""
     seeds, pool = book.cache_pool(1), book.cache_pool(iteration + 1)
     told = book.traits()
-    fresh = {i.key: traits_of(i.prompt) for i in pool if i.key not in told}
+    fresh = {i.key: traits_of(i.text) for i in pool if i.key not in told}
     traits = {**told, **fresh}
     for number in (0, iteration) if iteration == 1 else (iteration,):
         made = [i for i in pool if i.iteration == number]
         diversity = measure(made, seeds, traits=lambda i: traits[i.key], seed=config.seed, iteration=number)
-        book.keep_diversity(number, diversity, {i.key: fresh[i.key] for i in made if i.key in fresh})
+        book.keep_diversity(number, diversity, fresh)
+        fresh = {}
     for alarm in diversity.alarms:
         desk.note(f"The new instructions are less varied than the seeds. {alarm}")
 

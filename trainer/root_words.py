@@ -17,6 +17,8 @@ from functools import cache
 LOOKED_AT = 600
 """Characters from the beginning; the request is rarely later."""
 SENTENCES = 3
+LONGEST_WORD = 40
+"""Characters; what is longer is a sequence, a hash or a scream and no word."""
 
 _TOKEN = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|\d+|[.!?:;]+|[^\sA-Za-z\d]")
 _POSSESSIVE = re.compile(r"['\u2019]s\b")
@@ -167,6 +169,8 @@ def _is_base_form(word: str) -> bool:
 def _noun(word: str) -> str:
     """The lemma of what can be a noun; "" for what cannot. A word that the lexicon lacks is taken for one: names and new words are."""
     last = word.rpartition("-")[2]
+    if len(last) > LONGEST_WORD:
+        return ""
     tags = _lemmas(last)
     if tags or last.endswith("ly"):
         return min(tags.get("NOUN", ("",)), key=len)

@@ -121,7 +121,7 @@ class SimilarityIndex:
         self._lengths = array("i")
         self._holders: dict[Occurrence, array[int]] = {}
         """The places of the texts that hold an occurrence, ascending."""
-        self._counts = np.zeros(0, dtype=np.int16)
+        self._counts = np.zeros(0, dtype=np.int32)
         """Zero for each place; a search counts in it and leaves it as it was."""
         self.extend(items)
 
@@ -177,7 +177,7 @@ class SimilarityIndex:
             return np.zeros(0, dtype=np.int64), np.zeros(0)
         looked_up = [np.frombuffer(places, dtype=np.int32) for places in holders[: len(holders) - least + 1]]
         if self._counts.size < len(self._keys):
-            self._counts = np.zeros(2 * len(self._keys), dtype=np.int16)
+            self._counts = np.zeros(2 * len(self._keys), dtype=np.int32)
         for places in looked_up:
             self._counts[places] += 1  # no place stands twice in one list
         places = np.concatenate(looked_up)

@@ -55,9 +55,9 @@ def win_share_at_equal_length(
     everywhere has no s of 0. The interval is that of the intercept, carried over to a share (delta method); that ties vary less
     than wins is not made use of, so that it is rather too wide.
 
-    A weak ridge on the slope keeps it finite where length alone decides; what a zero difference means is then known from few cases,
-    and the interval is wide. Where all win or all lose, or all lengths are equal, there is nothing to control for: the plain share
-    with Wilson's interval.
+    A weak ridge on the slope keeps it finite where length alone decides, and one tie at equal length that nobody saw keeps the
+    intercept finite where one side wins throughout: what a zero difference means is then known from few cases, and the interval is
+    wide. Where all lengths are equal there is nothing to control for: the plain share with Wilson's interval.
     """
     import numpy as np
 
@@ -68,9 +68,9 @@ def win_share_at_equal_length(
         return None
     won = float(weight @ y)
     scale = float(np.sqrt(weight @ (x / max(np.abs(x).max(), 1e-300)) ** 2 / n)) * float(np.abs(x).max())
-    if scale == 0.0 or won <= 0.0 or won >= n:
+    if scale == 0.0:
         return wilson(min(max(won, 0.0), float(n)), n)
-    return _at_zero(np.tanh(x / scale), y, weight, n)
+    return _at_zero(np.append(np.tanh(x / scale), 0.0), np.append(y, 0.5), np.append(weight, 1.0), n)
 
 
 def _at_zero(x: Any, y: Any, weight: Any, n: int) -> Estimate:
@@ -89,7 +89,7 @@ def _at_zero(x: Any, y: Any, weight: Any, n: int) -> Estimate:
         hessian = (design * (weight * share * (1 - share))[:, None]).T @ design + penalty
         return design.T @ (weight * (share - y)) + penalty @ at, hessian
 
-    mean = float(weight @ y) / n
+    mean = float(weight @ y) / float(weight.sum())
     at = np.array([math.log(mean / (1 - mean)), 0.0])
     for _ in range(MOST_STEPS):
         gradient, hessian = curvature(at)
@@ -121,12 +121,17 @@ def _solve(matrix: Any, vector: Any) -> Any:
     return np.array([d * vector[0] - b * vector[1], a * vector[1] - b * vector[0]]) / determinant
 
 
+KAPPA_LEAST = 50
+"""Cases from which on the interval of `cohen_kappa` is worth showing."""
+
+
 def cohen_kappa(table: Sequence[Sequence[int]]) -> Estimate | None:
     """Cohen's kappa: agreement of two raters beyond what their shares alone would give; from -1 to 1, 0 for chance.
 
     table: (k, k) counts; row: what the one said, column: what the other said. None where it is undefined: nothing was rated, or both
-    put everything into one class. The interval is the asymptotic one of Fleiss, Cohen and Everitt (1969), cut at -1 and 1; it
-    shrinks to a point where the two agree throughout, however few cases there are.
+    put everything into one class. The interval is the asymptotic one of Fleiss, Cohen and Everitt (1969), cut at -1 and 1. It is too
+    narrow for few cases (of 30 it holds the truth in 88 of 100, of 10 in 65) and a point where the two agree throughout: show it
+    from `KAPPA_LEAST` on.
     """
     n = sum(map(sum, table))
     if n == 0:

@@ -40,6 +40,10 @@ class Iteration(models.Model):
 
     run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="iterations")
     number = models.PositiveSmallIntegerField()
+    held_against = models.JSONField(
+        null=True,
+        help_text="imported benchmarks that its new instructions are held against, by name; null until one is asked for",
+    )
 
     class Meta:
         ordering = ("number",)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from django.db import transaction
 
-from experiments.models import Benchmark, HeldOutItem
+from experiments.models import Benchmark, HeldOutItem, Iteration
 from trainer import contamination
 from trainer.benchmarks.sources import SOURCES, read_benchmark
 from trainer.errors import ConfigError
@@ -39,7 +39,15 @@ def import_benchmark(name: str, folder: Path) -> Benchmark:
     return row
 
 
-def imported_items() -> Iterator[contamination.HeldOutItem]:
-    """The items of all imported benchmarks, for decontamination."""
-    for row in HeldOutItem.objects.select_related("benchmark").order_by("id").iterator():
-        yield as_held_out(row.benchmark.name, row.record)
+def imported_items(iteration: Iteration) -> Iterator[contamination.HeldOutItem]:
+    """The items of the imported benchmarks that the new instructions of an iteration are held against.
+
+    Those that are there when the first is asked for: they are written down, and a step that goes on later decides by the same ones.
+    """
+    with transaction.atomic():
+        row = Iteration.objects.select_for_update().get(pk=iteration.pk)
+        if row.held_against is None:
+            row.held_against = list(Benchmark.objects.values_list("name", flat=True))
+            row.save(update_fields=["held_against"])
+    for item in HeldOutItem.objects.filter(benchmark__name__in=row.held_against).select_related("benchmark").order_by("id").iterator():
+        yield as_held_out(item.benchmark.name, item.record)

@@ -21,6 +21,7 @@ from django.utils import timezone
 from experiments.models import Budget, Imitation, Iteration, Job, PendingCall, Run, Stage
 from experiments.querysets import latest_jobs, move
 from experiments.querysets_calls import over_budget_jobs
+from experiments.querysets_reviews import may_judge_again
 from experiments.services.budgets import has_new_room
 from experiments.services.calls import give_up, give_up_calls_of
 from experiments.services.endpoints import take_up_corrections
@@ -209,6 +210,19 @@ def use_save(run: Run) -> list[str]:
             raise ConfigError("There is no save to use: no tuning of this run ended before its last step and left one.")
         _queue_again(locked, job, use_saved=True)
         return resume_run(run)
+
+
+def judge_again(iteration: Iteration) -> None:
+    """Queue the judging of an iteration once more: it tries again what is quarantined and was not left out.
+
+    Raises ConfigError where the run is at work, where judging is not over, or where new instructions were made by the verdicts.
+    """
+    with transaction.atomic():
+        run = _locked(iteration.run_id)
+        if not may_judge_again(iteration):
+            raise ConfigError("Nothing can be tried again here: the run is at work, or new instructions were made by these verdicts.")
+        Run.objects.filter(pk=run.pk).update(stop_requested_at=None)
+        _queue(run, Planned(iteration.number, StageName.DISCRIMINATION, Step.JUDGEMENTS))
 
 
 def _unfinished_tuning(run: Run) -> Job | None:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from django.db import transaction
 
 from experiments.models import Iteration, Verdict
-from experiments.querysets import tau_of
+from experiments.querysets import hold_back, tau_of
+from experiments.querysets_reviews import is_decided
 from trainer.errors import ConfigError
 from trainer.parsing import HIGHEST, LOWEST
+from trainer.plan import Step
 from trainer.records import Label
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ def leave_out(iteration: Iteration, *, by: User, verdicts: list[int] | None = No
 
 
 def _refuse_late(iteration: Iteration) -> None:
-    """Locks the iteration's row, so that of several people one rules at a time."""
+    """Locks the iteration's row, so that of several people one rules at a time, and what could take up its verdicts meanwhile."""
     Iteration.objects.select_for_update().get(pk=iteration.pk)
-    if iteration.candidates.exists():
+    hold_back(iteration.run, Step.CANDIDATES)
+    if is_decided(iteration):
         raise ConfigError(TOO_LATE.format(number=iteration.number))

@@ -8,8 +8,10 @@ from django.db import transaction
 
 from experiments.models import Iteration, Review, Verdict
 from experiments.models.verdict import EASY, HARD
+from experiments.querysets import hold_back
 from experiments.querysets_reviews import SPLIT, is_decided, reviewed
 from trainer.errors import ConfigError
+from trainer.plan import Step
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
@@ -57,7 +59,8 @@ def withdraw(verdict: Verdict, *, by: User) -> bool:
 
 def _locked(verdict: Verdict) -> Verdict:
     """The verdict as it is now. Of several who rule in an iteration one goes at a time, and no candidate is written meanwhile."""
-    Iteration.objects.select_for_update().get(pk=verdict.iteration_id)
+    iteration = Iteration.objects.select_for_update().get(pk=verdict.iteration_id)
+    hold_back(iteration.run, Step.CANDIDATES)
     return Verdict.objects.select_related("iteration").get(pk=verdict.pk)
 
 

@@ -8,6 +8,7 @@ from django.db import transaction
 from django.db.models import Max, Q
 
 from experiments.models import Job, Run, Threshold, Verdict
+from experiments.querysets import hold_back
 from experiments.states import JobState
 from trainer.errors import ConfigError
 from trainer.plan import Step
@@ -39,6 +40,7 @@ def set_tau(run: Run, tau: float, *, by: User) -> Threshold:
         raise ConfigError(f"Tau must be from {LOW:g} to {HIGH:g}, not {tau:g}.", fields={"tau": f"From {LOW:g} to {HIGH:g}."})
     with transaction.atomic():
         Run.objects.select_for_update().get(pk=run.pk)
+        hold_back(run, Step.JUDGEMENTS)
         iteration = next_judged(run)
         if iteration is None:
             text = "Every iteration of this run is judged, or being judged. Launch a new run with this tau."

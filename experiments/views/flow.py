@@ -28,7 +28,7 @@ def run_flow(request: HttpRequest, run_id: int) -> HttpResponse:
         "problems": problems(flow),
         "shown": shown,
         "chart": flow_charts.flow_chart(shown) if shown else None,
-        "held_against": querysets_flow.held_against(found),
+        "held_against": querysets_flow.held_against(found, shown.number) if shown else None,
         "moved": moved,
         "kinds": [kind.replace("_", " ") for kind in KINDS],
         "charts": [flow_charts.trajectory_chart(moved), flow_charts.discrepancy_chart(moved)] if moved else [],

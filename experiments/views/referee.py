@@ -16,6 +16,7 @@ from experiments.models import Iteration, Response, Role, Run, Verdict
 from experiments.referee_board import judged_iterations, read_referee
 from experiments.referee_charts import discrepancy_distribution, score_distribution
 from experiments.roles import requires
+from experiments.services.jobs import judge_again
 from experiments.services.quarantine import leave_out, score_by_hand
 from experiments.services.thresholds import HIGH, LOW, set_tau
 from experiments.views.methods import post_from
@@ -114,13 +115,27 @@ def run_tau(request: HttpRequest, run_id: int) -> HttpResponse:
 def run_leave_out(request: HttpRequest, run_id: int) -> HttpResponse:
     """Leave out what is quarantined in an iteration: one verdict, or all."""
     iteration = get_object_or_404(Iteration, run=run_id, number=_number(request.POST.get("iteration", "")))
-    one = _number(request.POST.get("verdict", ""))
+    one = request.POST.get("verdict")
     try:
-        left = leave_out(iteration, by=signed_in(request), verdicts=None if one is None else [one])
+        left = leave_out(iteration, by=signed_in(request), verdicts=None if one is None else [_number(one) or 0])
     except ConfigError as error:
         messages.error(request, str(error))
     else:
         messages.success(request, f"{left} left out: {'it stays' if left == 1 else 'they stay'} quarantined and will not be judged again.")
+    return _back(iteration)
+
+
+@post_from("run_referee")
+@requires("member")
+def run_judge_again(request: HttpRequest, run_id: int) -> HttpResponse:
+    """Judge what is quarantined in an iteration once more."""
+    iteration = get_object_or_404(Iteration, run=run_id, number=_number(request.POST.get("iteration", "")))
+    try:
+        judge_again(iteration)
+    except ConfigError as error:
+        messages.error(request, str(error))
+    else:
+        messages.success(request, "They are judged once more. Then Resume on the run's page goes on with new instructions.")
     return _back(iteration)
 
 

@@ -1,5 +1,6 @@
 """Imported benchmarks: whole or not at all, once, and held against what a run makes."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.trainer.test_benchmark_sources import AGI, agieval
 from trainer.benchmarks.sources import DamagedFile
 from trainer.contamination import HeldOut
 from trainer.errors import ConfigError
+from trainer.plan import Planned, Stage, Step
 
 pytestmark = pytest.mark.django_db
 
@@ -27,10 +29,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_items_are_held_out(small: Path) -> None:
+def test_the_items_are_held_out(person, small: Path) -> None:
     row = import_benchmark("agieval", small)
     assert (row.items.count(), row.licence) == (2, benchmarks.SOURCES["agieval"].licence)
-    held_out = HeldOut(imported_items())
+    held_out = HeldOut(imported_items(make.make_run(person("member")).iterations.get()))
     assert held_out.overlap("How many legs has a spider").startswith("agieval aqua-rat-0000: ROUGE-L 1.00")
     assert not held_out.overlap("Name a spider that can swim")
 
@@ -59,13 +61,33 @@ def test_the_command_says_what_came_in_and_under_which_licence(small: Path, caps
         call_command("import_benchmark", "agieval", "--from", str(small / "nowhere"))
 
 
-def test_the_flow_page_says_what_new_instructions_are_held_against(client_of, person, small: Path) -> None:
-    config = make.make_config(iterations=1)
+def test_the_flow_page_says_what_new_instructions_were_held_against_when_they_were_made(client_of, person, small: Path) -> None:
+    config = make.make_config(iterations=2)
     plain = replace(config, evaluation=replace(config.evaluation, benchmarks=()))
-    run = make.make_finished_run(person("member"), config=plain)
-    client = client_of("viewer")
-    assert "No benchmark is imported" in client.get(f"/runs/{run.pk}/flow").content.decode()
+    run = make.make_run_until(person("member"), 1, Step.CANDIDATES, config=plain)
+    iteration = run.iterations.get(number=1)
+
+    def page() -> str:
+        return " ".join(client_of("viewer").get(f"/runs/{run.pk}/flow?iteration=1").content.decode().split())
+
+    assert "No benchmark is imported" in page()
+    assert list(imported_items(iteration)) == []
+    make.do_step(run, Planned(1, Stage.GENERATION, Step.CANDIDATES), random.Random(0))
     import_benchmark("agieval", small)
-    assert "overlaps with an item of AGIEval is rejected" in client.get(f"/runs/{run.pk}/flow").content.decode()
+    assert "In iteration 1 no benchmark was imported" in page()
+    assert "Imported since, and not held against: AGIEval." in page()
+    assert list(imported_items(iteration)) == []  # a step that goes on decides by what it began with
+    iteration.held_against = None
+    iteration.save()
+    assert "was not written down then" in page()
+
+
+def test_what_is_there_when_the_first_is_asked_for_is_held_against(person, small: Path) -> None:
+    run = make.make_run_until(person("member"), 1, Step.CANDIDATES, config=make.make_config(iterations=1))
+    import_benchmark("agieval", small)
+    assert len(list(imported_items(run.iterations.get(number=1)))) == 2
+    told = querysets_flow.held_against(run, 1)
+    assert told
+    assert (told.titles, told.since) == (["Demo skills", "AGIEval"], [])
     off = make.make_run(person("member"), name="off", config=make.make_config(iterations=1, decontaminate=False))
-    assert querysets_flow.held_against(off) is None
+    assert querysets_flow.held_against(off, 1) is None

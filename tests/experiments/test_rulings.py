@@ -1,5 +1,6 @@
 """What people rule over a run's verdicts while it is under way: another tau, scores by hand, what is left out."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -7,11 +8,14 @@ from django.contrib.auth.models import User
 
 from experiments.models import Job, Judgement, Run, Verdict
 from experiments.services.book import PostgresBook
+from experiments.services.jobs import judge_again
 from experiments.services.quarantine import leave_out, score_by_hand
 from experiments.services.thresholds import next_judged, set_tau
+from experiments.states import JobState
+from tests import make
 from tests.make import make_finished_run, make_run_until
 from trainer.errors import ConfigError
-from trainer.plan import Step
+from trainer.plan import Planned, Stage, Step
 from trainer.records import Label
 
 pytestmark = pytest.mark.django_db
@@ -99,3 +103,28 @@ def test_verdicts_that_new_instructions_were_made_by_stay(member: User) -> None:
         score_by_hand(verdict, teacher=8.0, student=2.0, by=member)
     with pytest.raises(ConfigError, match="made by the verdicts of iteration 1"):
         leave_out(verdict.iteration, by=member)
+
+
+@pytest.mark.parametrize("ruling", ["by hand", "left out"])
+def test_while_new_instructions_are_being_made_nothing_is_ruled(member: User, ruling: str) -> None:
+    run = make.make_run_until(member, 1, Step.CANDIDATES)
+    iteration = run.iterations.get(number=1)
+    verdict = Verdict.objects.filter(iteration=iteration, label=Label.QUARANTINED).first()
+    assert verdict
+    make.make_job(iteration, Stage.GENERATION, Step.CANDIDATES, state=JobState.RUNNING)
+    with pytest.raises(ConfigError, match="New instructions were made by the verdicts of iteration 1 already"):
+        score_by_hand(verdict, teacher=9, student=2, by=member) if ruling == "by hand" else leave_out(iteration, by=member)
+
+
+def test_what_is_quarantined_is_judged_once_more_by_a_word_of_a_person(member: User) -> None:
+    run = make.make_run_until(member, 1, Step.CANDIDATES)
+    iteration = run.iterations.get(number=1)
+    judge_again(iteration)
+    [job] = Job.objects.filter(stage__iteration=iteration, step=Step.JUDGEMENTS, state=JobState.QUEUED)
+    assert job.queue == "teacher"
+    with pytest.raises(ConfigError, match="the run is at work"):
+        judge_again(iteration)
+    Job.objects.filter(pk=job.pk).delete()
+    make.do_step(run, Planned(1, Stage.GENERATION, Step.CANDIDATES), random.Random(0))
+    with pytest.raises(ConfigError, match="new instructions were made"):
+        judge_again(iteration)

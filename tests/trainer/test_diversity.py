@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trainer.demo.pool import demo_seed_pool
 from trainer.diversity import Diversity, Traits, distinct, diversity_from_dict, measure, nearest_neighbours, traits_of
 from trainer.records import Instruction
-from trainer.root_words import RootWords, root_words
+from trainer.root_words import LONGEST_WORD, RootWords, root_words
 from trainer.similarity import rouge_l
 
 TASKS = (
@@ -131,6 +131,7 @@ def test_traits_are_told_of_each_text() -> None:
         ("Question: explain the rule.", "explain", "rule"),
         ("Quickly sort the given list ascendingly.", "sort", "list"),
         ("Make a one-sentence summarization of the paper.", "make", "summarization"),
+        ("Transcribe " + "ATGCCGTA" * 10, "transcribe", ""),
         ("reverse: badc", "reverse", ""),
         ("", "", ""),
         ("\x00 <script>", "", ""),
@@ -140,8 +141,9 @@ def test_root_words_are_those_of_the_first_request(text: str, verb: str, noun: s
     assert root_words(text) == RootWords(verb, noun)
 
 
-@given(st.text(max_size=80))
+@given(st.one_of(st.text(max_size=80), st.text(alphabet="ACGT -", max_size=300).map("transcribe {}".format)))
 def test_root_words_never_raise_and_are_short(text: str) -> None:
     found = root_words(text)
-    assert len(found.verb) <= 80
+    assert len(found.verb) <= LONGEST_WORD
+    assert len(found.noun) <= LONGEST_WORD
     assert found.verb or not found.noun

@@ -140,6 +140,17 @@ def test_candidates_kept_before_a_crash_are_not_asked_for_again() -> None:
     assert len(generator.asked) == 7
 
 
+@pytest.mark.parametrize("was", [Fate.ACCEPTED, Fate.TOO_SIMILAR])
+def test_what_was_decided_before_a_crash_stays_though_it_would_be_decided_otherwise_now(was: Fate) -> None:
+    _, before = run(FakeGenerator())
+    first = before[0]
+    other_text = "new words of its own" if was is Fate.TOO_SIMILAR else pool()[0].text
+    outcome, after = run(FakeGenerator(), earlier=[replace(first, fate=was, text=other_text), *before[1:5]])
+    assert after[0].fate is was
+    assert (first.key in [i.key for i in outcome.accepted]) == (was is Fate.ACCEPTED)
+    assert len(outcome.accepted) == sum(c.fate is Fate.ACCEPTED for c in after) == 20
+
+
 def test_an_ask_without_an_answer_is_kept_as_such() -> None:
     outcome, kept = run(FakeGenerator(lambda parent, easy, sample: None if sample % 2 else f"fresh {sample} thing {sample // 3}"))
     assert {c.fate for c in kept} == {Fate.NO_REPLY, Fate.ACCEPTED}

@@ -163,6 +163,24 @@ def test_a_stage_with_too_much_in_quarantine_stops_with_all_it_has_and_asks(tmp_
     assert all(verdict.label is not Label.QUARANTINED for verdict in book.verdicts(1).values())
 
 
+def test_a_stage_that_cannot_end_well_any_more_asks_for_nothing_more(tmp_path: Path) -> None:
+    config = replace(CONFIG, discrimination=DiscriminationConfig(most_quarantined=0.1))
+    book, desk = FolderBook(tmp_path, config, seeds(400)), FakeDesk(tmp_path)
+    desk.referee = FakeReferee(unreadable=frozenset(f"seed-{n:06d}" for n in range(400)))
+    with pytest.raises(TooManyQuarantined, match=r"The other \d+ were not judged any more"):
+        distil(book, desk, config)
+    assert 41 <= len(book.verdicts(1)) < 200
+    assert len(desk.referee.asked) < 400
+
+
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_the_pools_are_the_same_however_many_are_asked_at_once(tmp_path: Path, at_once: int) -> None:
+    config = replace(CONFIG, endpoints={"teacher": replace(CONFIG.endpoints["teacher"], max_at_once=at_once)})
+    distil(book_in(tmp_path / "some", config), FakeDesk(tmp_path / "some"), config)
+    distil(book_in(tmp_path / "few"), FakeDesk(tmp_path / "few"), CONFIG)
+    assert everything(tmp_path / "some") == everything(tmp_path / "few")
+
+
 def test_a_sample_of_the_cache_pool_is_answered_and_judged_where_the_config_wants_one(tmp_path: Path) -> None:
     config = replace(CONFIG, discrimination=DiscriminationConfig(sample=7))
     desk = FakeDesk(tmp_path)
@@ -259,5 +277,5 @@ def test_a_pool_that_collapses_is_told(tmp_path: Path) -> None:
     config = replace(CONFIG, loop=replace(CONFIG.loop, iterations=1, new_per_iteration=30, similarity=0.95))
     desk = FakeDesk(tmp_path)
     desk.generator = FakeGenerator(write=lambda parent, easy, sample: f"write one long story about the old king of the {sample}th hill")
-    distil(book_in(tmp_path, config), desk, config)
+    distil(FolderBook(tmp_path, config, seeds(24)), desk, config)
     assert "The new instructions are less varied than the seeds." in " ".join(desk.notes)

@@ -138,6 +138,13 @@ def test_the_nearest_from_a_limit_on_is_found_among_many_and_while_the_index_gro
     assert near > 20
 
 
+@pytest.mark.parametrize("text", ["山水风火木" * 16_000, " ".join(str(n % 9) for n in range(50_000))])
+@pytest.mark.parametrize("limit", [0.3, 0.7, 1.0])
+def test_a_text_as_long_as_a_book_is_found_again(text: str, limit: float) -> None:
+    index = SimilarityIndex([("short", "a b c"), ("book", text)])
+    assert index.nearest(text, at_least=limit) == ("book", 1.0)
+
+
 @settings(deadline=None)
 @given(st.lists(LATIN, max_size=12), LATIN, st.integers(1, 5))
 def test_the_most_similar_of_a_pool_read_once_are_those_an_index_finds(known: list[str], text: str, n: int) -> None:

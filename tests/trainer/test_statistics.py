@@ -64,7 +64,7 @@ def test_it_solves_the_equations_of_the_regression() -> None:
     intercept = math.log(found.value / (1 - found.value))
 
     def left(slope: float) -> tuple[float, float]:
-        rest = [(math.tanh(d / scale), y) for d, y in zip(differences, wins, strict=True)]
+        rest = [*((math.tanh(d / scale), y) for d, y in zip(differences, wins, strict=True)), (0.0, 0.5)]
         rest = [(x, y - 1 / (1 + math.exp(-intercept - slope * x))) for x, y in rest]
         return sum(r for _, r in rest), sum(x * r for x, r in rest) - RIDGE * slope
 
@@ -75,10 +75,20 @@ def test_it_solves_the_equations_of_the_regression() -> None:
     assert left(low)[0] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("won", "share"), [(1.0, 1.0), (0.0, 0.0)])
-def test_where_all_win_or_all_lose_it_is_the_plain_share(won: float, share: float) -> None:
-    found = win_share_at_equal_length([won] * 20, list(range(20)))
-    assert found == wilson(20 * share, 20)
+@pytest.mark.parametrize("won", [1.0, 0.0])
+def test_where_one_side_wins_throughout_and_is_always_the_longer_nothing_is_known_of_equal_length(won: float) -> None:
+    longer = [500.0 + n if won else -500.0 - n for n in range(50)]
+    found = win_share_at_equal_length([won] * 50, longer)
+    assert found
+    assert found.low < 0.5 < found.high
+
+
+@pytest.mark.parametrize("won", [1.0, 0.0])
+def test_where_one_side_wins_throughout_at_all_lengths_that_is_known(won: float) -> None:
+    found = win_share_at_equal_length([won] * 200, [n - 99.5 for n in range(200)])
+    assert found
+    assert abs(found.value - won) < 0.02
+    assert abs((found.low if won else found.high) - won) < 0.1
 
 
 def test_where_all_lengths_are_equal_there_is_nothing_to_control_for() -> None:

@@ -54,7 +54,21 @@ def test_what_is_read_first_is_preferred_by_as_many_points_as_the_scores_say(run
     rows = run.iterations.get(number=1).judgements.filter(failure="")
     rows.filter(order="teacher_first").update(teacher_score=8, student_score=5)
     rows.filter(order="student_first").update(teacher_score=6, student_score=7)
-    assert read_referee(run, run.iterations.get(number=1)).first_preferred == 2.0
+    told = read_referee(run, run.iterations.get(number=1)).first_preferred
+    assert (told.value, told.low, told.high) == (2.0, 2.0, 2.0)
+    assert told.n == rows.filter(order="teacher_first").count()
+
+
+def test_a_fair_referee_prefers_no_place_though_some_second_orders_failed(run):
+    rows = run.iterations.get(number=1).judgements.filter(failure="")
+    for n, judgement in enumerate(rows.filter(order="teacher_first").order_by("instruction")):
+        pair = rows.filter(instruction=judgement.instruction)
+        pair.update(teacher_score=9, student_score=1 + n % 8)
+        if n % 3 == 0:
+            pair.filter(order="student_first").update(teacher_score=None, student_score=None, failure="There is no score.")
+    told = read_referee(run, run.iterations.get(number=1)).first_preferred
+    assert (told.value, told.low, told.high) == (0, 0, 0)
+    assert told.n < rows.filter(order="teacher_first").count()
 
 
 def test_the_page_splits_by_the_tau_of_its_address_and_refuses_a_bad_one(client_of, run):
@@ -105,8 +119,23 @@ def test_one_or_all_are_left_out(client_of, run):
     assert before > 2
     client.post(f"/runs/{run.pk}/referee/leave-out", {"iteration": 1, "verdict": waiting(run).earliest("pk").pk})
     assert waiting(run).count() == before - 1
+    for nonsense in ("-3", "x", "", "9" * 30):
+        client.post(f"/runs/{run.pk}/referee/leave-out", {"iteration": 1, "verdict": nonsense})
+    assert waiting(run).count() == before - 1
     client.post(f"/runs/{run.pk}/referee/leave-out", {"iteration": 1})
     assert waiting(run).count() == 0
+
+
+def test_what_waits_is_judged_once_more_from_the_page(client_of, run):
+    client = client_of("member")
+    address = f"/runs/{run.pk}/referee?iteration=1"
+    assert f"Judge {waiting(run).count()} once more" in client.get(address).content.decode()
+    page = client.post(f"/runs/{run.pk}/referee/again", {"iteration": 1}, follow=True).content.decode()
+    assert "They are judged once more." in page
+    assert "once more</button>" not in page
+    again = client.post(f"/runs/{run.pk}/referee/again", {"iteration": 1}, follow=True).content.decode()
+    assert "the run is at work" in again
+    assert client_of("viewer").post(f"/runs/{run.pk}/referee/again", {"iteration": 1}).status_code == 403
 
 
 def test_where_new_instructions_were_made_nothing_is_ruled_any_more(client_of, person):
