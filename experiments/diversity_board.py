@@ -83,8 +83,8 @@ class IterationDiversity:
 
     @property
     def commonest_verb(self) -> Count | None:
-        told = Counter({verb: n for verb, n in self.verbs.items() if verb})
-        return next((Count(words=verb, n=n, url=self.rows(verb=verb)) for verb, n in told.most_common(1)), None)
+        told = sorted((-n, verb) for verb, n in self.verbs.items() if verb)
+        return next((Count(words=verb, n=-n, url=self.rows(verb=verb)) for n, verb in told), None)
 
     @property
     def told_languages(self) -> list[Count]:

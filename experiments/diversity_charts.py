@@ -82,7 +82,7 @@ def length_chart(number: int, new: Counter[int], seeds: Counter[int]) -> Chart:
         bins: Counter[int] = Counter()
         for words, n in counts.items():
             bins[words // width] += n
-        places = sorted(bins)
+        places = range(min([*new, *seeds], default=0) // width, longest // width + 1)
         figure.add_bar(
             x=[_span(place, width) for place in places],
             y=[round(100 * bins[place] / counts.total(), 2) for place in places],
@@ -91,7 +91,7 @@ def length_chart(number: int, new: Counter[int], seeds: Counter[int]) -> Chart:
             hovertemplate="%{y:.1f} %, %{customdata} of them",
             meta={"token": token},
         )
-    order = [_span(place, width) for place in sorted({words // width for words in [*new, *seeds]})]
+    order = [_span(place, width) for place in range(min([*new, *seeds], default=0) // width, longest // width + 1)]
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     return Chart(id="length-chart", title="Length in words", summary=f"The longest has {longest} words.", figure=plain(figure))
 

@@ -43,7 +43,7 @@ def flow_chart(flow: IterationFlow) -> Chart:
         layout={"height": PICTURE_HEIGHT, "margin": {"l": 4, "r": 4, "t": 12, "b": 12}, "paper_bgcolor": "rgba(0,0,0,0)", "font": _font()}
     )
     figure.add_sankey(
-        arrangement="snap",
+        arrangement="fixed",
         node=_nodes([stations[name] for name in drawn]),
         link=_links(ribbons, drawn, stations),
         meta={"nodes": [stations[name].token for name in drawn], "links": [stations[ribbon.target].token for ribbon in ribbons]},
@@ -104,7 +104,7 @@ def _stations(flow: IterationFlow) -> Iterator[Station]:
         words = reason.replace("_", " ")
         yield Station(reason, words, flow.fate(reason), flow.of_candidates(fate=reason), "line-strong")
     # How many are new: with those that were there before they are the pools of the table.
-    yield Station("pools", "new in train and cache pool", flow.new.total(), flow.instructions(made=flow.number), "accent-fill")
+    yield Station("pools", "in both pools", flow.new.total(), flow.instructions(made=flow.number), "accent-fill")
 
 
 def _ribbons(flow: IterationFlow) -> Iterator[Ribbon]:

@@ -251,6 +251,11 @@ class LaunchForm(forms.Form):
         chosen["judge"] = cleaned.get("judge_endpoint") or ""  # none of its own: the referee's
         for role, endpoint in chosen.items():
             _put(data, f"{role}.endpoint", endpoint)
+        if unknown := [name for name in _panel(cleaned.get("discrimination.panel")) if name not in self._endpoints]:
+            told = (
+                f"There is no endpoint {unknown[0]!r}. Known: {', '.join(sorted(self._endpoints))}. Weights stand behind a colon: `gpt: 2`."
+            )
+            self.add_error("discrimination.panel", told)
         used = {name for name in {*chosen.values(), *_panel(cleaned.get("discrimination.panel"))} if name in self._endpoints}
         data["endpoints"] = {name: asdict(self._endpoints[name]) for name in sorted(used)}
         return data

@@ -54,14 +54,24 @@ class FakeReferee:
         self, scores: dict[str, tuple[float, float]] | None = None, *, bias: float = 0.0, unreadable: frozenset[str] = frozenset()
     ) -> None:
         self.asked: list[tuple[str, Order]] = []
+        self.again: list[int] = []
         self._scores = scores or {}
         self._bias = bias
         self._unreadable = unreadable
 
     async def judge(
-        self, instruction: Instruction, *, teacher: Response, student: Response, order: Order, referee: str = "", sample: int = 0
+        self,
+        instruction: Instruction,
+        *,
+        teacher: Response,
+        student: Response,
+        order: Order,
+        referee: str = "",
+        sample: int = 0,
+        again: int = 0,
     ) -> Judgement:
         self.asked.append((instruction.key, order))
+        self.again.append(again)
         await asyncio.sleep(0)
         if instruction.key in self._unreadable:
             return Judgement(

@@ -97,8 +97,8 @@ class LoopConfig:
         choices=("paper", "code", "strict"),
         paper="paper",
         help="paper: similarity, empty and cut-off only. code: also the filters of the authors' code "
-        "(3 words or fewer, the word 'instruction', odd first character). strict: also what is no instruction (a refusal, talk about the "
-        "task, an answer to it) and what is in another language than its parent.",
+        "(3 words or fewer, the word 'instruction', odd first character). strict: also fewer than three words, what is no instruction (a "
+        "refusal, talk about the task, an answer to it) and what is in another language than its parent.",
     )
     decontaminate: bool = setting(
         True,
@@ -142,8 +142,8 @@ class DiscriminationConfig:
         "",
         label="Panel of referees",
         paper="",
-        help="Endpoints with their weights, as `gpt: 2, other: 1`: each of them judges, and d is their weighted mean. Empty: the referee "
-        "alone.",
+        help="Endpoints with their weights, as `gpt: 2, other: 1`: each of them judges in the referee's place, and d is their weighted "
+        "mean. Name the referee's endpoint too where it is to judge with them. Empty: the referee alone.",
     )
     sample: int = setting(
         0,

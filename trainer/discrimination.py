@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainer.batching import for_each
 from trainer.config import DiscriminationConfig, RunConfig, referees_of
@@ -26,11 +26,12 @@ ALONE = (Order.TEACHER_ALONE, Order.STUDENT_ALONE)
 
 @dataclass(frozen=True)
 class Case:
-    """What is put before the referee."""
+    """What is put before the referee. tries: how often it was before, and quarantined."""
 
     instruction: Instruction
     teacher: Response | None
     student: Response | None
+    tries: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,14 @@ async def judge_all(
         if case.teacher is None or case.student is None or case.teacher.failure or case.student.failure:
             await keep(Verdict(instruction=case.instruction.key, label=Label.QUARANTINED, reason=_missing(case)), ())
             return
-        judgements = await asyncio.gather(*(_judge(case.instruction, case.teacher, case.student, ask) for ask in asks))
-        await keep(weigh(case.instruction.key, judgements, tau=tau, weights=weights), judgements)
+        judgements = await asyncio.gather(*(_judge(case.instruction, case.teacher, case.student, ask, case.tries) for ask in asks))
+        verdict = weigh(case.instruction.key, judgements, tau=tau, weights=weights)
+        await keep(replace(verdict, tries=case.tries + 1), judgements)
 
-    async def _judge(instruction: Instruction, teacher: Response, student: Response, ask: Ask) -> Judgement:
-        return await referee.judge(instruction, teacher=teacher, student=student, order=ask.order, referee=ask.referee, sample=ask.sample)
+    async def _judge(instruction: Instruction, teacher: Response, student: Response, ask: Ask, tries: int) -> Judgement:
+        return await referee.judge(
+            instruction, teacher=teacher, student=student, order=ask.order, referee=ask.referee, sample=ask.sample, again=tries
+        )
 
     await for_each(cases, judge, at_once=at_once)
 

@@ -26,7 +26,7 @@ from trainer.seeds import derive_seed, stream
 from trainer.similarity import SimilarityIndex, tokenize
 
 CODE_LEAST_WORDS = 4
-NO_PARENT = "There is no {origin} parent to start from."
+NO_PARENT = "There is no {origin} parent to start from: another tau or ratio, or reviews that overrule the referee, would give some."
 
 
 @dataclass

@@ -181,10 +181,10 @@ def judge_cache_pool(book: Book, desk: Desk, config: RunConfig, iteration: int) 
     pool = judged_pool(book.cache_pool(iteration), iteration, config=config)
     teacher, student = book.teacher_responses(), book.student_responses(iteration)
     final = bool(book.candidates(iteration))  # new instructions were made by these verdicts: they stay
-    judged = {
-        key for key, verdict in book.verdicts(iteration).items() if final or verdict.left_out or verdict.label is not Label.QUARANTINED
-    }
-    cases = [Case(i, teacher.get(i.key), student.get(i.key)) for i in pool if i.key not in judged]
+    before = book.verdicts(iteration)
+    judged = {key for key, verdict in before.items() if final or verdict.left_out or verdict.label is not Label.QUARANTINED}
+    tries = {key: verdict.tries for key, verdict in before.items()}
+    cases = [Case(i, teacher.get(i.key), student.get(i.key), tries.get(i.key, 0)) for i in pool if i.key not in judged]
     tau = book.tau(iteration)
     failed = 0
 

@@ -116,7 +116,8 @@ class Judgement(Record):
 class Verdict(Record):
     """The judgements of an instruction together; d = teacher_score - student_score, hard when d >= tau.
 
-    by_hand: a person gave the scores. left_out: quarantined, and a person wants it to stay so: it is not judged again.
+    tries: how often the referee was put the case. by_hand: a person gave the scores. left_out: quarantined, and a person wants it to
+    stay so: it is not judged again.
     """
 
     instruction: str
@@ -128,6 +129,7 @@ class Verdict(Record):
     reason: str = ""
     by_hand: bool = False
     left_out: bool = False
+    tries: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

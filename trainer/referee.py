@@ -26,7 +26,15 @@ class EndpointReferee:
         self._samples = samples
 
     async def judge(
-        self, instruction: Instruction, *, teacher: Response, student: Response, order: Order, referee: str = "", sample: int = 0
+        self,
+        instruction: Instruction,
+        *,
+        teacher: Response,
+        student: Response,
+        order: Order,
+        referee: str = "",
+        sample: int = 0,
+        again: int = 0,
     ) -> Judgement:
         question = _question(instruction, teacher.text, student.text, order, structured=self._endpoint.structured)
         failed = Judgement(
@@ -39,7 +47,7 @@ class EndpointReferee:
             sample=sample,
             prompt=question.prompt,
         )
-        for number in range(self._config.asks):
+        for number in range(again * self._config.asks, (again + 1) * self._config.asks):
             try:
                 completion = await self._endpoint.complete(
                     "referee", question.messages, self._config, sample=sample + number * self._samples, schema=question.schema
@@ -62,10 +70,18 @@ class Panel:
         self._referees = referees
 
     async def judge(
-        self, instruction: Instruction, *, teacher: Response, student: Response, order: Order, referee: str = "", sample: int = 0
+        self,
+        instruction: Instruction,
+        *,
+        teacher: Response,
+        student: Response,
+        order: Order,
+        referee: str = "",
+        sample: int = 0,
+        again: int = 0,
     ) -> Judgement:
         one = self._referees[referee]
-        return await one.judge(instruction, teacher=teacher, student=student, order=order, referee=referee, sample=sample)
+        return await one.judge(instruction, teacher=teacher, student=student, order=order, referee=referee, sample=sample, again=again)
 
 
 @dataclass(frozen=True)

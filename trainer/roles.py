@@ -31,11 +31,20 @@ class Teacher(Protocol):
 
 class Referee(Protocol):
     async def judge(
-        self, instruction: Instruction, *, teacher: Response, student: Response, order: Order, referee: str = "", sample: int = 0
+        self,
+        instruction: Instruction,
+        *,
+        teacher: Response,
+        student: Response,
+        order: Order,
+        referee: str = "",
+        sample: int = 0,
+        again: int = 0,
     ) -> Judgement:
         """Score both responses, read in this order, or one of them alone; scores are 1..10 or None with a `failure`.
 
-        referee: the endpoint to ask, of several; sample: which of several judgements of one kind.
+        referee: the endpoint to ask, of several; sample: which of several judgements of one kind; again: how often the case was judged
+        before and quarantined: it is then asked for anew, not read again.
         """
         ...
 

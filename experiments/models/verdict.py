@@ -91,6 +91,7 @@ class Verdict(models.Model):
     discrepancy = models.FloatField(null=True, help_text="mean teacher score minus mean student score")
     inconsistent = models.BooleanField(default=False, help_text="the two orders disagree on the side of tau")
     reason = models.TextField(blank=True)
+    tries = models.PositiveSmallIntegerField(default=0, help_text="how often the referee was put the case")
     by_hand = models.BooleanField(default=False, help_text="a person gave the scores")
     left_out = models.BooleanField(default=False, help_text="a person wants it to stay quarantined: it is not judged again")
     ruled_by = models.ForeignKey(

@@ -379,6 +379,7 @@ def _verdict(row: models.Verdict) -> Verdict:
         reason=row.reason,
         by_hand=row.by_hand,
         left_out=row.left_out,
+        tries=row.tries,
     )
 
 

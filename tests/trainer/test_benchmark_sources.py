@@ -18,18 +18,18 @@ AGI = {"passage": None, "question": "How many legs has a spider?", "options": ["
 def agieval(folder: Path, *records: object) -> Source:
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     (folder / "aqua-rat.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return replace(AGIEVAL, tasks={"aqua-rat": len(records)})
+    return replace(AGIEVAL, tasks={"aqua-rat": len(records)}, digests={})
 
 
 def bbh(folder: Path, task: str, *examples: tuple[str, str]) -> Source:
     rows = [{"input": text, "target": target} for text, target in examples]
     (folder / f"{task}.json").write_text(json.dumps({"canary": "none", "examples": rows}))
-    return replace(BBH, tasks={task: len(examples)})
+    return replace(BBH, tasks={task: len(examples)}, digests={})
 
 
 def vicuna(folder: Path, *records: object) -> Source:
     (folder / "question.jsonl").write_text("\n".join(json.dumps(record) for record in records))
-    return replace(VICUNA, tasks={"generic": len(records)})
+    return replace(VICUNA, tasks={"generic": len(records)}, digests={})
 
 
 def test_a_multiple_choice_item_has_its_passage_question_options_and_cue(tmp_path: Path) -> None:
@@ -106,3 +106,9 @@ def test_an_official_item_is_caught_as_contamination_and_another_task_is_not() -
     assert held_out.overlap("How can I improve my time management skills?").startswith("vicuna80 question-1: ROUGE-L 1.00")
     assert held_out.overlap(items[1000][1].prompt)
     assert not held_out.overlap("Write a limerick about a fox that learns to bake bread in a small village")
+
+
+def test_a_file_that_reads_well_but_was_not_published_is_refused(tmp_path: Path) -> None:
+    source = replace(agieval(tmp_path, AGI), digests={"aqua-rat.jsonl": "0" * 16})
+    with pytest.raises(DamagedFile, match="is not the file that was published"):
+        read_benchmark(source, tmp_path)

@@ -279,3 +279,17 @@ def test_a_pool_that_collapses_is_told(tmp_path: Path) -> None:
     desk.generator = FakeGenerator(write=lambda parent, easy, sample: f"write one long story about the old king of the {sample}th hill")
     distil(FolderBook(tmp_path, config, seeds(24)), desk, config)
     assert "The new instructions are less varied than the seeds." in " ".join(desk.notes)
+
+
+def test_what_is_judged_again_is_asked_for_anew_and_what_a_crash_left_is_not(tmp_path: Path) -> None:
+    config = replace(CONFIG, loop=replace(CONFIG.loop, iterations=1), discrimination=DiscriminationConfig(most_quarantined=1))
+    book, desk = book_in(tmp_path, config), FakeDesk(tmp_path)
+    steps = {planned.step: planned for planned in plan(config) if planned.iteration == 1}
+    for planned in plan(config):
+        if planned.iteration == 0 or planned.step is Step.STUDENT_RESPONSES:
+            run_step(planned, book, desk, config)
+    desk.referee = FakeReferee(unreadable=frozenset(f"seed-{n:06d}" for n in range(4)))
+    for _ in range(3):
+        run_step(steps[Step.JUDGEMENTS], book, desk, config)
+    assert desk.referee.again == [0] * 20 + [1] * 8 + [2] * 8
+    assert sorted(verdict.tries for verdict in book.verdicts(1).values()) == [1] * 6 + [3] * 4

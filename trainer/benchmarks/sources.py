@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,8 @@ class Source:
     tasks: Mapping[str, int]
     file: Callable[[str], str]
     read: Callable[[str, bytes], list[BenchmarkItem]]
-
-    @property
-    def size(self) -> int:
-        return sum(self.tasks.values())
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """file -> the first 16 digits of the sha256 of the published one; what is not named is taken as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +64,12 @@ def read_benchmark(source: Source, folder: Path) -> ReadBenchmark:
         except OSError as error:
             raise DamagedFile(f"{path} cannot be read: {error.strerror}. {source.title} needs it; its home is {source.home}.") from None
         items += source.read(task, data)
-        digests[source.file(task)] = hashlib.sha256(data).hexdigest()
+        digests[source.file(task)] = digest = hashlib.sha256(data).hexdigest()
+        if not digest.startswith(source.digests.get(source.file(task), "")):
+            text = (
+                f"{path} is not the file that was published (its sha256 begins with {digest[:16]}). Take the official one: {source.home}."
+            )
+            raise DamagedFile(text)
     found = Counter(item.task for item in items)
     for task, expected in source.tasks.items():
         if found.pop(task, 0) != expected:
@@ -128,6 +131,16 @@ AGIEVAL = Source(
     },
     file=lambda task: f"{task}.jsonl",
     read=_agieval_items,
+    digests={
+        "aqua-rat.jsonl": "cff42e946e6082da",
+        "logiqa-en.jsonl": "63d0e8efaca1944e",
+        "lsat-ar.jsonl": "3b3e3fe09a07c695",
+        "lsat-lr.jsonl": "c6acb4d843db7b51",
+        "lsat-rc.jsonl": "0eed491b3099d66b",
+        "sat-en-without-passage.jsonl": "77eb57bb6f6f3946",
+        "sat-en.jsonl": "33fe87b32ff16ae7",
+        "sat-math.jsonl": "9cde4c0522b61968",
+    },
 )  # fmt: skip
 
 
@@ -151,7 +164,7 @@ def _bbh_items(task: str, data: bytes) -> list[BenchmarkItem]:
     try:
         examples = json.loads(data.decode("utf-8"))["examples"]
     except (UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{name} holds no examples: {error}.") from None
+        raise DamagedFile(f"{name} holds no examples as UTF-8 JSON ({type(error).__name__}). Take the official file.") from None
     except json.JSONDecodeError as error:
         raise DamagedFile(f"{name}, line {error.lineno}: {error.msg}.") from None
     return [_bbh_item(task, number, example) for number, example in enumerate(examples)]
@@ -207,6 +220,31 @@ BBH = Source(
     ),
     file=lambda task: f"{task}.json",
     read=_bbh_items,
+    digests={
+        "boolean_expressions.json": "ea6c754ec005e2d3",
+        "causal_judgement.json": "6e8bca44dd402008",
+        "date_understanding.json": "0148d4ac5fca05b2",
+        "disambiguation_qa.json": "cf06df9ebf911b88",
+        "formal_fallacies.json": "4c1adb664821157f",
+        "geometric_shapes.json": "07be68a124420caa",
+        "hyperbaton.json": "b6d7f55c75f5d02f",
+        "logical_deduction_five_objects.json": "d2df31394b903b7f",
+        "logical_deduction_seven_objects.json": "2896c7e3482eea31",
+        "logical_deduction_three_objects.json": "e590fae72e3a6041",
+        "movie_recommendation.json": "a8b53a87ee21a865",
+        "navigate.json": "b7944dfd3c81da5c",
+        "penguins_in_a_table.json": "bb87ee449698eee5",
+        "reasoning_about_colored_objects.json": "0a8850cf95166020",
+        "ruin_names.json": "b6f723aef2bafdd4",
+        "salient_translation_error_detection.json": "becf3eb8dd53c821",
+        "snarks.json": "54a0661fe2de0616",
+        "sports_understanding.json": "63ca262858f61768",
+        "temporal_sequences.json": "92a1189faaa84aac",
+        "tracking_shuffled_objects_five_objects.json": "2063a46a4fb48423",
+        "tracking_shuffled_objects_seven_objects.json": "b59fd05b850c37cf",
+        "tracking_shuffled_objects_three_objects.json": "546cc7bf10c6a01a",
+        "web_of_lies.json": "3e60323f8514a107",
+    },
 )
 
 
@@ -239,6 +277,9 @@ VICUNA = Source(
     },
     file=lambda task: _QUESTIONS,
     read=_questions,
+    digests={
+        "question.jsonl": "c248c5c98ba45bb0",
+    },
 )  # fmt: skip
 
 MT_BENCH = Source(
