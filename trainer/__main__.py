@@ -229,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # Threads that spin while they wait make a tuning many times slower where other work shares the cores (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Ctrl-C lets the calls under way be answered and kept, and a tuning save; so does a SIGTERM. A shell starts what is in the background with Ctrl-C
-    # ignored, so the handler is set here in any case.
+    # Ctrl-C lets the calls under way be answered and kept, and a tuning save; so does a SIGTERM. A shell starts what is in the
+    # background with Ctrl-C ignored, so the handler is set here in any case.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
