@@ -10,9 +10,10 @@ import signal
 import sys
 import time
 import tomllib
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from trainer.accelerated import wants_several
@@ -25,7 +26,7 @@ from trainer.folder import FolderBook, locked
 from trainer.held_out import held_out_items
 from trainer.jsonl import write_json
 from trainer.loop import distil
-from trainer.plan import Planned
+from trainer.plan import GPU_STEPS, Planned
 from trainer.prices import NANODOLLARS
 from trainer.records import Instruction
 from trainer.roles import Student
@@ -33,13 +34,43 @@ from trainer.served_student import with_server
 from trainer.summary import summarise
 
 
+class CtrlC:
+    """What Ctrl-C does. While the student is at work the first one asks for a stop, so that a tuning saves first; a second ends at once.
+
+    While endpoints are asked it is the loop of events that takes it, and keeps the answers that are on their way.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._process = os.getpid()
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def begin(self, planned: Planned) -> None:
+        """Listen as the step needs it. Raises Cancelled where a stop was asked for at the end of the one before."""
+        if self._asked:
+            raise Cancelled("Stopped between two steps.")
+        # asyncio takes Ctrl-C over from Python's own handler and from no other.
+        signal.signal(signal.SIGINT, self._ask if planned.step in GPU_STEPS else signal.default_int_handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            signal.default_int_handler(number, frame)
+        self._asked = True
+        if os.getpid() == self._process:  # processes that prepare batches are interrupted too, and go on
+            print("  Stopping; a tuning saves first. Ctrl-C again ends at once.", flush=True)
+
+
 class ShellDesk:
     """What the steps work with on the command line: endpoints, and a student in this very process."""
 
-    def __init__(self, config: RunConfig, book: FolderBook, *, offline_url: str) -> None:
+    def __init__(self, config: RunConfig, book: FolderBook, *, offline_url: str, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """should_stop: asked while the student is at work."""
         self._config = config
         self._book = book
         self._offline_url = offline_url
+        self._should_stop = should_stop
         self.from_store = 0
 
     @asynccontextmanager
@@ -60,8 +91,9 @@ class ShellDesk:
         from trainer.student import LocalStudent  # slow to import: torch
 
         kind = ChildStudent if wants_several(self._config) else LocalStudent
-        here = kind(self._config, folder=self._book.checkpoint_folder(iteration), start=start, iteration=iteration)
-        return with_server(self._config, here, iteration=iteration, start=start)
+        folder, should_stop = self._book.checkpoint_folder(iteration), self._should_stop
+        here = kind(self._config, folder=folder, start=start, iteration=iteration, should_stop=should_stop)
+        return with_server(self._config, here, iteration=iteration, start=start, should_stop=should_stop)
 
     @property
     def use_saved(self) -> bool:
@@ -100,8 +132,13 @@ def offline_teacher(config: RunConfig) -> Iterator[str]:
         yield offline.base_url
 
 
-def run(config: RunConfig, folder: Path, *, most_calls: int | None = None, most_dollars: float | None = None) -> dict[str, Any]:
-    """The whole loop in a folder; gives the summary that it also leaves there, after every iteration."""
+def run(
+    config: RunConfig, folder: Path, *, most_calls: int | None = None, most_dollars: float | None = None, ctrl_c: CtrlC | None = None
+) -> dict[str, Any]:
+    """The whole loop in a folder; gives the summary that it also leaves there, after every iteration.
+
+    ctrl_c: hears of each step that begins, and says whether to stop; None leaves Ctrl-C as it is.
+    """
     earlier = _earlier_summary(folder)
     started = time.monotonic()
     most = None if most_dollars is None else round(most_dollars * NANODOLLARS)
@@ -111,7 +148,7 @@ def run(config: RunConfig, folder: Path, *, most_calls: int | None = None, most_
         offline_teacher(config) as offline_url,
         closing(FolderBook(folder, config, seeds, most_calls=most_calls, most_nanodollars=most)) as book,
     ):
-        desk = ShellDesk(config, book, offline_url=offline_url)
+        desk = ShellDesk(config, book, offline_url=offline_url, should_stop=ctrl_c.asked if ctrl_c else lambda: False)
 
         def summary() -> dict[str, Any]:
             written = summarise(
@@ -124,6 +161,8 @@ def run(config: RunConfig, folder: Path, *, most_calls: int | None = None, most_
 
         def before(planned: Planned) -> None:
             summary()
+            if ctrl_c:
+                ctrl_c.begin(planned)
             print(f"iteration {planned.iteration}  {planned.stage}: {planned.step}", flush=True)
 
         try:
@@ -190,16 +229,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # Threads that spin while they wait make a tuning many times slower where other work shares the cores (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Ctrl-C lets the calls under way be answered and kept; so does a SIGTERM. A shell starts what is in the background with Ctrl-C
-    # ignored, so the handler is set here in any case.
+    # Ctrl-C lets the calls under way be answered and kept, and a tuning save; so does a SIGTERM. A shell starts what is in the
+    # background with Ctrl-C ignored, so the handler is set here in any case.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         config = find_config(options.config, seed=options.seed, settings=options.set)
         folder = options.out or Path("runs") / f"{config.name}-seed-{config.seed}"
-        _print_table(run(config, folder, most_calls=options.most_calls, most_dollars=options.most_dollars))
-    except (KeyboardInterrupt, Cancelled):
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        _print_table(run(config, folder, most_calls=options.most_calls, most_dollars=options.most_dollars, ctrl_c=CtrlC()))
+    except (KeyboardInterrupt, Cancelled) as stopped:
+        print(f"{str(stopped) or 'Stopped.'} The same command goes on from here.", file=sys.stderr)
         return 130
     except TrainerError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -203,7 +203,8 @@ def _last_words(returncode: int, last_lines: Sequence[str]) -> str:
     if number == signal.SIGKILL:  # comes from outside: nothing the process wrote can say why
         return (
             "The process that held the student was killed by SIGKILL. "
-            "If nobody did that, memory ran out: choose a smaller batch or student."
+            "If nobody did that, the machine's memory ran out: lower imitation.device_batch_size or imitation.max_length "
+            "(while it answers, respond.batch_size), or choose a smaller student."
         )
     how = f"was killed by {signal.Signals(number).name}" if number else f"ended with status {returncode}"
     ours = "\n".join(own_lines(last_lines)[-LAST_LINES:])

@@ -12,10 +12,11 @@ import asyncio
 import logging
 import os
 import queue
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from trainer.checkpoints import Manifest, find_checkpoint, require_loadable
 from trainer.config import SCRATCH_MODEL, EndpointConfig, RunConfig
 from trainer.endpoint_checks import refused_settings
 from trainer.errors import Cancelled, ConfigError, RequestRefused, TeacherUnavailable
+from trainer.folder import locked
 from trainer.keys import key_of
 from trainer.models import require_name
 from trainer.prompts import student_prompt
@@ -50,6 +52,8 @@ SHORTEST = 16
 REFUSED_ITEMS = 8
 """So many refusals without one answer mean that it is not the prompts."""
 POLL_S = 0.2
+MERGED = ".merged-"
+"""What the names of folders have in them where weights lie merged for the time of a stage."""
 _TOO_LONG = ("context length", "context_length", "max_model_len", "maximum context", "too long", "exceeds the available context")
 
 
@@ -194,9 +198,28 @@ class ServedStudent:
             return
         from trainer.export import put_merged
 
-        with tempfile.TemporaryDirectory(prefix="lionweb-merged-") as folder:
-            put_merged(self._start, manifest, Path(folder), should_stop=self._should_stop, tell=logger.info)
-            yield Path(folder), None
+        with folder_beside(self._start) as folder:
+            put_merged(self._start, manifest, folder, should_stop=self._should_stop, tell=logger.info)
+            yield folder, None
+
+
+@contextmanager
+def folder_beside(checkpoint: Path) -> Iterator[Path]:
+    """A folder beside a checkpoint for the time of a stage. What a kill left of earlier ones goes first.
+
+    Whoever uses one holds its lock, which ends with the process: another stage may serve the same checkpoint meanwhile.
+    """
+    for left in checkpoint.parent.glob(f".*{MERGED}*"):
+        with suppress(ConfigError), locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{checkpoint.name}.making-", dir=checkpoint.parent))
+    folder = made
+    try:
+        with locked(made):  # before it has the name that others look for
+            folder = made.rename(made.with_name(made.name.replace(".making-", MERGED)))
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def endpoint_config(served: Served, *, at_once: int) -> EndpointConfig:

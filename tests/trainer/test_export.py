@@ -155,6 +155,7 @@ def test_such_an_adapter_is_served_merged_for_the_time_of_the_stage(lone_adapter
     student = ServedStudent(read_config(lone_adapter), tuner, iteration=0, start=lone_adapter)
     with student._servable() as (folder, manifest):
         assert manifest is None
+        assert folder.parent == lone_adapter.parent
         assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 32
         assert not (folder / "adapter_config.json").exists()
         assert vllm_command(folder, manifest, 8000)[2] == str(folder)

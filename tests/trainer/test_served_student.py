@@ -19,7 +19,7 @@ from trainer.checkpoints import Manifest, write_checkpoint
 from trainer.config import RunConfig, config_from_dict
 from trainer.errors import Cancelled, ChildDied, ConfigError, TeacherUnavailable
 from trainer.records import BenchmarkItem, Instruction, Response
-from trainer.served_student import REFUSED_ITEMS, ServedStudent, with_server
+from trainer.served_student import REFUSED_ITEMS, ServedStudent, folder_beside, with_server
 from trainer.vllm_server import free_port, serving, vllm_command
 
 MODELS = Answer(body={"object": "list", "data": [{"id": "student", "object": "model", "created": 1, "owned_by": "us"}]})
@@ -456,3 +456,27 @@ def _lives(pid: int) -> bool:
         return False
     state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] if Path(f"/proc/{pid}/stat").exists() else "X"
     return state not in "ZX"
+
+
+# Merged for the time of a stage
+
+KILLED_WITH_A_FOLDER = """
+import os, sys
+from pathlib import Path
+from trainer.served_student import folder_beside
+with folder_beside(Path(sys.argv[1])) as folder:
+    (folder / "model.safetensors").touch()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_stage_left_beside_its_checkpoint_goes_with_the_next_and_what_another_uses_stays(tmp_path: Path) -> None:
+    (tmp_path / "iteration-0").mkdir()
+    subprocess.run([sys.executable, "-c", KILLED_WITH_A_FOLDER, str(tmp_path / "iteration-0")], check=False)
+    [left] = tmp_path.glob(".iteration-0.merged-*")
+
+    with folder_beside(tmp_path / "iteration-0") as used, folder_beside(tmp_path / "iteration-1") as other:
+        assert not left.exists()
+        assert {path for path in tmp_path.iterdir() if path.name != "iteration-0"} == {used, other}
+        (used / "model.safetensors").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["iteration-0"]
