@@ -78,14 +78,14 @@ def length_chart(number: int, new: Counter[int], seeds: Counter[int]) -> Chart:
     width = ceil((longest + 1) / LONGEST_BIN)
     figure = start_figure(x_title="Words", y_title="Share, %", barmode="group")
     sides = [("seeds", "line-strong", seeds)] + ([(f"made in iteration {number}", "student", new)] if number else [])
-    for name, token, counts in sides:
+    for name, token, counts in sides if new or seeds else []:
         bins: Counter[int] = Counter()
         for words, n in counts.items():
             bins[words // width] += n
         places = range(min([*new, *seeds], default=0) // width, longest // width + 1)
         figure.add_bar(
             x=[_span(place, width) for place in places],
-            y=[round(100 * bins[place] / counts.total(), 2) for place in places],
+            y=[round(100 * bins[place] / max(counts.total(), 1), 2) for place in places],
             name=name,
             customdata=[bins[place] for place in places],
             hovertemplate="%{y:.1f} %, %{customdata} of them",

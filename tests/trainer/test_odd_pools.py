@@ -43,7 +43,7 @@ def scored(teacher: float, student: float) -> FakeReferee:
 def test_an_empty_hard_or_easy_set_is_told_and_the_other_one_goes_on(tmp_path: Path, referee: FakeReferee, empty: str, made: str) -> None:
     desk = FakeDesk(tmp_path, referee=referee)
     book = run(tmp_path, desk)
-    assert f"There is no {empty} parent to start from." in desk.notes
+    assert any(note.startswith(f"There is no {empty} parent to start from") for note in desk.notes)
     assert {candidate.origin for candidate in book.candidates(1)} == {made}
     assert len(book.train_pool(1)) == 3
 
