@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from django.db.models import F
+from django.db.models.functions import Coalesce
 
 from experiments.models import Checkpoint, Errand, ErrandKind
 from experiments.states import JobState
@@ -16,7 +17,8 @@ REFRESHES = (ErrandKind.VERIFY, ErrandKind.RESTORE)
 def last_checks(checkpoints: Iterable[int]) -> dict[int, Errand]:
     """Checkpoint id -> the errand that last told how its files are."""
     rows = Errand.objects.filter(checkpoint__in=list(checkpoints), kind__in=REFRESHES, state=JobState.FINISHED)
-    rows = rows.filter(created_at__gte=F("checkpoint__created_at"))  # a damaged one may have been tuned again since
+    # A damaged one may have been tuned again since.
+    rows = rows.annotate(began=Coalesce("started_at", "created_at")).filter(began__gte=F("checkpoint__created_at"))
     return {errand.checkpoint_id: errand for errand in rows.order_by("checkpoint_id", "-pk").distinct("checkpoint_id")}
 
 

@@ -137,7 +137,7 @@ def rejected_by_fate(run: Run) -> dict[int, dict[str, int]]:
 
 def last_steps(jobs: Iterable[int], *, most: int) -> QuerySet[Metric]:
     """The last logged steps of each of these tunings (job ids), oldest first, with what their iterations' preflights found."""
-    newest_first = Window(RowNumber(), partition_by=F("job"), order_by=F("step").desc())
+    newest_first = Window(RowNumber(), partition_by=[F("job"), F("iteration")], order_by=F("step").desc())
     rows = Metric.objects.filter(job__in=list(jobs)).annotate(place=newest_first).filter(place__lte=most)
     return rows.select_related("iteration__imitation").defer("iteration__imitation__first_batch").order_by("job", "step")
 

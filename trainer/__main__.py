@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,17 +49,18 @@ class CtrlC:
 
     def begin(self, planned: Planned) -> None:
         """Listen as the step needs it. Raises Cancelled where a stop was asked for at the end of the one before."""
-        if self._asked:
-            raise Cancelled("Stopped between two steps.")
         # asyncio takes Ctrl-C over from Python's own handler and from no other.
         signal.signal(signal.SIGINT, self._ask if planned.step in GPU_STEPS else signal.default_int_handler)
+        if self._asked:
+            raise Cancelled("Stopped between two steps.")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
             signal.default_int_handler(number, frame)
         self._asked = True
         if os.getpid() == self._process:  # processes that prepare batches are interrupted too, and go on
-            print("  Stopping; a tuning saves first. Ctrl-C again ends at once.", flush=True)
+            with suppress(OSError):  # whoever read us may have gone by the same Ctrl-C; and a handler may come in the middle of a print
+                os.write(2, b"  Stopping; a tuning saves first. Ctrl-C again ends at once.\n")
 
 
 class ShellDesk:

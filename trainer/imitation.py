@@ -16,11 +16,15 @@ This module imports torch and transformers.Trainer: only a child process, or a t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +34,7 @@ import torch
 
 from trainer.accelerated import device_batch_of, processes_of
 from trainer.checkpoints import (
+    MEND_CHECKPOINT,
     SPARE_BYTES,
     Manifest,
     find_checkpoint,
@@ -84,6 +89,8 @@ from trainer.tuning import (
 
 log = logging.getLogger(__name__)
 
+LOOK_AGAIN_S = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -134,19 +141,44 @@ def imitate(
         final=folder / f"iteration-{iteration}",
         saves=folder / f".iteration-{iteration}.work",
     )
-    with full_disk_errors(folder):
-        finished = decided_by_first(lambda: _begin(work, use_saved=use_saved))
-    if finished is not None:
-        return finished
-    if use_saved:
-        return promote_save(work)
-    check_precision(config.student.precision, device())
-    check_method(config.student.method)
-    return _tune(work, tell if is_first() else _tell_nobody, should_stop)
+    with _alone(folder, should_stop):
+        with full_disk_errors(folder):
+            finished = decided_by_first(lambda: _begin(work, use_saved=use_saved))
+        if finished is not None:
+            return finished
+        if use_saved:
+            return promote_save(work)
+        check_precision(config.student.precision, device())
+        check_method(config.student.method)
+        return _tune(work, tell if is_first() else _tell_nobody, should_stop)
+
+
+@contextmanager
+def _alone(folder: Path, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Wait until no other worker tunes in a run's folder: two steps of it may both find a checkpoint damaged, and tune it again."""
+    if not is_first():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if should_stop():
+                    raise Cancelled("Stopped while another worker was tuning a student of this run.") from None
+                time.sleep(LOOK_AGAIN_S)
+        yield
+    finally:
+        os.close(handle)  # which lets go of the lock
 
 
 def _whole_parent(start: Path | None) -> Manifest | None:
-    """The manifest of what the tuning starts from, None where that is no checkpoint. Raises ConfigError where it is damaged."""
+    """The manifest of what the tuning starts from, None where that is no checkpoint. Raises ConfigError where it is damaged or gone."""
+    if start and not start.is_dir():
+        raise ConfigError(f"The checkpoint {start}, which this tuning starts from, is not there any more. {MEND_CHECKPOINT}")
     return require_whole(start) if start and find_checkpoint(start) else None
 
 
@@ -196,9 +228,10 @@ def _tune(work: Work, tell: Callable[[TuningNews], None], should_stop: Callable[
         plan = _plan(work)
         if is_first():
             _tell_beforehand(work, tell, plan)
-            _require_space(work, plan)
         tuning = _tuning(work, plan, tell, should_stop)
         save = decided_by_first(lambda: _save_to_go_on_from(work, tell, sharded=tuning.is_fsdp_enabled))
+        if is_first():
+            _require_space(work, plan)
         tuning.train(resume_from_checkpoint=str(save) if save else None)
         step, steps = tuning.state.global_step, plan.steps
         if step < steps:
@@ -399,21 +432,17 @@ def _save_to_go_on_from(work: Work, tell: Callable[[TuningNews], None], *, shard
     A save's moments are whole or in shards as the processes held them, and only their like can read them back: saves of the other
     sharding are set aside, for a tuning that goes on as they were written.
     """
-    _move(saves_in(work.saves / _ASIDE[sharded]), work.saves)
     others = [save for save in saves_in(work.saves) if is_sharded(save) != sharded]
-    if others:
-        was, now = ("by sharding", "without it") if is_sharded(others[-1]) else ("without sharding", "with it")
-        last = save_step(others[-1])
-        tell(
-            Remark(
-                text=f"The save of step {last} was written {was} and this tuning goes on {now}, so it begins at the beginning. The save is "
-                f"kept: stopped and resumed {was}, the tuning goes on from it."
-            )
-        )
-        _move(others, work.saves / _ASIDE[not sharded])
+    last = save_step(others[-1]) if others else 0
+    _move(others, work.saves / _ASIDE[not sharded])
+    _move(saves_in(work.saves / _ASIDE[sharded]), work.saves)
     save, damaged = last_whole_save(work.saves)
+    before = f"step {save_step(save)}" if save else "the beginning"
+    if last:
+        was, now = ("without sharding", "with it") if sharded else ("by sharding", "without it")
+        told = f"The save of step {last} was written {was} and this tuning goes on {now}, so it begins at {before}."
+        tell(Remark(text=f"{told} The save is kept: stopped and resumed {was}, the tuning goes on from it."))
     for broken in damaged:
-        before = f"step {save_step(save)}" if save else "the beginning"
         tell(Remark(text=f"The save of step {save_step(broken)} is damaged: its files are not what was written. Going on from {before}."))
     _let_go(damaged)
     return save
@@ -424,10 +453,11 @@ _ASIDE = {True: "sharded", False: "unsharded"}
 
 
 def _move(saves: Sequence[Path], folder: Path) -> None:
+    """Move saves to a folder; one of the same step that is there is older and gives way."""
     for save in saves:
         folder.mkdir(exist_ok=True)
-        if not (folder / save.name).exists():
-            save.rename(folder / save.name)
+        shutil.rmtree(folder / save.name, ignore_errors=True)
+        save.rename(folder / save.name)
 
 
 def _let_go(saves: Sequence[Path]) -> None:
@@ -437,8 +467,9 @@ def _let_go(saves: Sequence[Path]) -> None:
 
 def promote_save(work: Work) -> CheckpointInfo:
     """Make the last whole save the checkpoint of the iteration. Raises ConfigError where there is none."""
-    folders = [work.saves, *(work.saves / name for name in _ASIDE.values())]
-    save = max(filter(None, (last_whole_save(folder)[0] for folder in folders)), key=save_step, default=None)
+    save, _ = last_whole_save(work.saves)
+    aside = (last_whole_save(work.saves / name)[0] for name in _ASIDE.values())
+    save = save or max(filter(None, aside), key=save_step, default=None)
     if save is None:
         raise ConfigError(NO_SAVE)
     tokenizer = load_tokenizer(work.config, work.start)

@@ -330,12 +330,15 @@ WORK: dict[Step, Callable[[Book, Desk, RunConfig, int], None]] = {
 
 def _from_checkpoint(book: Book, desk: Desk, config: RunConfig, iteration: int, work: Callable[[Path], None]) -> None:
     """Do what needs the checkpoint of an iteration. A damaged one is tuned again first, as it was: by the same seed from the one before."""
+    path = _checkpoint(book, iteration)
     try:
-        work(_checkpoint(book, iteration))
+        work(path)
     except DamagedCheckpoint as error:
+        if f"{path} " not in str(error) and f"{path}/" not in str(error):
+            raise  # of another one, which this one is on
         told = str(error).removesuffix(MEND_CHECKPOINT).strip()
-        desk.note(f"{told} It was tuned again in this step, from what it started from.")
         _imitate(book, desk, config, iteration)
+        desk.note(f"{told} It was tuned again in this step, from what it started from.")
         work(_checkpoint(book, iteration))
 
 

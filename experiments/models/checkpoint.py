@@ -43,7 +43,7 @@ class Metric(models.Model):
 
     class Meta:
         ordering = ("step", "job")
-        constraints = [models.UniqueConstraint(fields=["job", "step"], name="metric_step_unique")]
+        constraints = [models.UniqueConstraint(fields=["iteration", "job", "step"], name="metric_step_unique")]
         indexes = [models.Index(fields=["iteration", "step"])]
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from trainer.batching import Batcher
 from trainer.benchmarks import task_scores
 from trainer.config import RunConfig
 from trainer.diversity import Diversity, Traits
+from trainer.plan import Step
 from trainer.records import (
     BenchmarkAnswer,
     Candidate,
@@ -180,7 +181,8 @@ class PostgresBook:
         """Write what an imitation tells; its metrics many at a time, at most a second late, and before anything else it tells."""
         if isinstance(news, Metric):
             self._metrics.add(models.Metric(iteration=self._iteration(iteration), job=self.job, **news.as_dict()))
-            self.items_done = news.step
+            if self.job.step == Step.TUNING and iteration == self.job.stage.iteration.number:  # else it tunes a damaged one again
+                self.items_done = news.step
             return
         self._metrics.flush()
         match news:
@@ -210,7 +212,11 @@ class PostgresBook:
             "manifest": told,
             "parent": self._checkpoint_at(told.get("parent", "")),
             "created_at": timezone.now(),  # of the files: what a check found of those before is over
+            "deleted_at": None,
         }
+        earlier = models.Checkpoint.objects.filter(iteration=made_in).first()
+        if earlier and earlier.manifest.get("files") != told.get("files"):
+            values["stored_at"] = ""  # that copy is of other weights
         durably(lambda: models.Checkpoint.objects.update_or_create(iteration=made_in, defaults=values))
 
     @staticmethod

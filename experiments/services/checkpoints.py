@@ -30,7 +30,7 @@ from experiments.services.checkpoint_files import (
     size_with_leftovers,
 )
 from experiments.services.retention import Kept, Plan, Policy, Save, make_plan, why_not
-from experiments.states import LIVE, JobState, RunState
+from experiments.states import LIVE, JobState, Queue, RunState
 from trainer.checkpoints import readable_size
 from trainer.config import SCRATCH_MODEL
 from trainer.errors import ConfigError
@@ -198,9 +198,11 @@ def _saves(kept: Sequence[Kept]) -> list[Save]:
     live = set(
         Job.objects.filter(state__in=LIVE, stage__name=Stage.IMITATION).values_list("stage__iteration__run_id", "stage__iteration__number")
     )
+    # Any step that is at work may be tuning a damaged checkpoint of an earlier iteration again.
+    at_work = set(Job.objects.filter(state=JobState.RUNNING, queue=Queue.GPU).values_list("stage__iteration__run_id", flat=True))
     runs = Run.objects.values_list("pk", flat=True)
     return [
-        Save(run=run, iteration=number, size=size_of(folder), finished=(run, number) in tuned and (run, number) not in live)
+        Save(run=run, iteration=number, size=size_of(folder), finished=(run, number) in tuned - live and run not in at_work)
         for run in sorted(runs)
         for number, folder in saves_of(run)
     ]

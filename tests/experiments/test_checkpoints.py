@@ -285,6 +285,9 @@ def test_saves_of_finished_tunings_go_and_others_stay(run, data):
     make.make_job(run.iterations.get(number=1), Stage.IMITATION, Step.PREFLIGHT, state=JobState.QUEUED)
     plan = checkpoints.read_holdings().plan(Policy(keep_last=None, saves=True))
     assert (list(plan.saves), plan.frees) == ([(run.pk, 0)], 50)
+    at_work = make.make_job(run.iterations.get(number=1), Stage.EVALUATION, Step.BENCHMARKS, state=JobState.RUNNING)
+    assert not checkpoints.read_holdings().plan(Policy(keep_last=None, saves=True)).saves  # it may tune a damaged one again
+    at_work.delete()
     freed = checkpoints.carry_out(Policy(keep_last=None, saves=True), ids=[], saves=[(run.pk, 7)])
     assert (freed.saves, freed.size) == (0, 0)  # what was not shown does not go
     freed = checkpoints.carry_out(Policy(keep_last=None, saves=True), ids=[], saves=plan.saves)

@@ -13,7 +13,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-BEFORE_CALLS, CALLS, LATEST = "0002_endpoint_base_url", "0003_calls", "0015_tries"
+BEFORE_CALLS, CALLS, LATEST = "0002_endpoint_base_url", "0003_calls", "0016_metrics_of_an_iteration"
 
 Migrate = Callable[[str], Apps]
 

@@ -61,7 +61,7 @@ def test_a_stop_while_the_student_is_tuned_saves_first_and_says_at_which_step(tm
     assert save.name == f"checkpoint-{told[1]}"
 
 
-def test_a_second_ctrl_c_ends_at_once_and_one_at_the_end_of_a_step_ends_before_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_ctrl_c_ends_at_once_and_one_at_the_end_of_a_step_ends_before_the_next(capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     tuning = Planned(0, Stage.IMITATION, Step.TUNING)
     try:
@@ -69,7 +69,7 @@ def test_a_second_ctrl_c_ends_at_once_and_one_at_the_end_of_a_step_ends_before_t
         ctrl_c.begin(tuning)
         signal.raise_signal(signal.SIGINT)
         assert ctrl_c.asked()
-        assert "Ctrl-C again ends at once" in capsys.readouterr().out
+        assert "Ctrl-C again ends at once" in capfd.readouterr().err
         with pytest.raises(Cancelled):
             ctrl_c.begin(tuning)
         with pytest.raises(KeyboardInterrupt):

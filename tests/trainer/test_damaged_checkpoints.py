@@ -1,5 +1,8 @@
 """A checkpoint whose files were damaged after it was written: the loop tunes it again and the run ends with the same pools."""
 
+import fcntl
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -9,11 +12,11 @@ import pytest
 import torch
 
 from tests.fakes import FakeDesk, FakeStudent
-from tests.trainer.tuning_cases import imitate, make_config, weights_of
+from tests.trainer.tuning_cases import Killed, imitate, kill_at, make_config, weights_of
 from trainer import imitation
-from trainer.checkpoints import MANIFEST, verify_checkpoint
+from trainer.checkpoints import MANIFEST, digests_of, verify_checkpoint
 from trainer.config import EvaluationConfig, LoopConfig, RunConfig
-from trainer.errors import ConfigError, DamagedCheckpoint, OutOfMemory
+from trainer.errors import Cancelled, ConfigError, DamagedCheckpoint, OutOfMemory
 from trainer.folder import FolderBook
 from trainer.loop import distil, run_step
 from trainer.models import require_name
@@ -21,6 +24,7 @@ from trainer.plan import Step, plan
 from trainer.records import BenchmarkItem, Example, Instruction, Response, TuningNews
 from trainer.roles import CheckpointInfo
 from trainer.student import LocalStudent
+from trainer.tuning import SAVE_DIGESTS, is_sharded
 
 LOOP = RunConfig(loop=LoopConfig(iterations=2, new_per_iteration=6), evaluation=EvaluationConfig(benchmarks=("demo_skills",)))
 
@@ -190,8 +194,6 @@ def test_memory_that_runs_out_before_the_first_step_has_its_name_too(tmp_path: P
 
 
 def test_memory_that_runs_out_as_a_save_is_made_the_checkpoint_has_its_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.trainer.tuning_cases import Killed, kill_at
-
     with pytest.raises(Killed):
         imitate(make_config(), tmp_path, on_metric=kill_at(6))
 
@@ -212,3 +214,59 @@ def test_a_folder_with_an_adapter_beside_a_model_is_refused(tmp_path: Path) -> N
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="is an adapter and no whole model"):
         require_name(str(tmp_path))
+
+
+# Saves of the two kinds
+
+
+def save_in(folder: Path, step: int, *, sharded: bool) -> Path:
+    """A save that is whole, of one kind or the other."""
+    save = folder / f"checkpoint-{step}"
+    save.mkdir(parents=True)
+    (save / ("pytorch_model_fsdp_0" if sharded else "model.safetensors")).write_text(f"{step} {sharded}")
+    (save / SAVE_DIGESTS).write_text(json.dumps(digests_of(save)))
+    return save
+
+
+def test_each_kind_of_save_is_gone_on_from_by_its_own_kind_though_their_steps_are_the_same(tmp_path: Path) -> None:
+    work = imitation.Work(
+        config=make_config(), examples=[], iteration=0, start=None, parent=None, final=tmp_path / "iteration-0", saves=tmp_path
+    )
+
+    def goes_on_from(*, sharded: bool) -> tuple[bool, list[str]]:
+        told: list[str] = []
+        save = imitation._save_to_go_on_from(work, lambda news: told.append(getattr(news, "text", "")), sharded=sharded)
+        return save is not None and is_sharded(save) == sharded, told
+
+    save_in(tmp_path, 8, sharded=True)
+    found, told = goes_on_from(sharded=False)
+    assert not found
+    assert "so it begins at the beginning. The save is kept" in told[0]
+    save_in(tmp_path, 8, sharded=False)
+    found, told = goes_on_from(sharded=True)
+    assert found
+    assert "so it begins at step 8." in told[0]
+    assert goes_on_from(sharded=True) == (True, [])
+    assert goes_on_from(sharded=False)[0]
+    assert goes_on_from(sharded=True)[0]
+
+
+def test_two_workers_do_not_tune_in_one_folder_at_once(tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(Cancelled, match="while another worker was tuning"):
+            imitate(make_config(), tmp_path, should_stop=lambda: True)
+    finally:
+        os.close(handle)
+    assert verify_checkpoint(imitate(make_config(), tmp_path)[0]) == []
+
+
+def test_a_tuning_whose_start_is_gone_throws_no_save_away(tmp_path: Path) -> None:
+    first, _ = imitate(make_config(), tmp_path)
+    with pytest.raises(Killed):
+        imitate(make_config(), tmp_path, iteration=1, start=first, on_metric=kill_at(6))
+    first.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="which this tuning starts from, is not there any more"):
+        imitate(make_config(), tmp_path, iteration=1, start=first)
+    assert (tmp_path / ".iteration-1.work" / "checkpoint-4").is_dir()
