@@ -61,7 +61,8 @@ def _font() -> dict[str, Any]:
 
 def _nodes(stations: Sequence[Station]) -> dict[str, Any]:
     return {
-        "label": [f"{station.words} {station.n:,}" for station in stations],
+        # All that is accepted goes on to the pools: two names of one number would lie on each other.
+        "label": ["" if station.name == "accepted" else f"{station.words} {station.n:,}" for station in stations],
         "customdata": [station.url for station in stations],
         "hovertemplate": "%{label}<extra></extra>",
         "align": "left",
@@ -104,7 +105,7 @@ def _stations(flow: IterationFlow) -> Iterator[Station]:
         words = reason.replace("_", " ")
         yield Station(reason, words, flow.fate(reason), flow.of_candidates(fate=reason), "line-strong")
     # How many are new: with those that were there before they are the pools of the table.
-    yield Station("pools", "in both pools", flow.new.total(), flow.instructions(made=flow.number), "accent-fill")
+    yield Station("pools", "accepted, in both pools", flow.new.total(), flow.instructions(made=flow.number), "accent-fill")
 
 
 def _ribbons(flow: IterationFlow) -> Iterator[Ribbon]:
