@@ -16,8 +16,9 @@ from trainer.records import Completion, Instruction, Judgement, Order, Response
 class EndpointReferee:
     """One endpoint that judges. Asks again, with another sample number, when the scores cannot be read.
 
-    A reply that was cut off or refused would be again: it is not asked for twice. Then gives a Judgement with the failure. Asks for
-    JSON where the endpoint can be asked for it. samples: how many judgements of one kind a case gets; no two of them share a sample number.
+    A reply that was cut off or refused would be again: it is not asked for twice. Then gives a Judgement with the failure. Judging again
+    reads the replies of earlier times first, which are kept and may be readable by now, and then asks for new ones. Asks for JSON where
+    the endpoint can be asked for it. samples: how many judgements of one kind a case gets; no two of them share a sample number.
     """
 
     def __init__(self, endpoint: Endpoint, config: RoleConfig, *, samples: int = 1) -> None:
@@ -47,14 +48,16 @@ class EndpointReferee:
             sample=sample,
             prompt=question.prompt,
         )
-        for number in range(again * self._config.asks, (again + 1) * self._config.asks):
+        for number in range((again + 1) * self._config.asks):
             try:
                 completion = await self._endpoint.complete(
                     "referee", question.messages, self._config, sample=sample + number * self._samples, schema=question.schema
                 )
                 failed = replace(failed, evidence=completion.text, completion=completion.key)
-                if not completion.good:
+                if not completion.good and number >= again * self._config.asks:
                     return replace(failed, failure=completion.defect)
+                if not completion.good:
+                    continue
                 return question.read(failed, completion)
             except RequestRefused as error:
                 return replace(failed, failure=str(error))

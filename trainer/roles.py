@@ -44,7 +44,7 @@ class Referee(Protocol):
         """Score both responses, read in this order, or one of them alone; scores are 1..10 or None with a `failure`.
 
         referee: the endpoint to ask, of several; sample: which of several judgements of one kind; again: how often the case was judged
-        before and quarantined: it is then asked for anew, not read again.
+        before and quarantined: what was said then is read again, and asked for anew.
         """
         ...
 

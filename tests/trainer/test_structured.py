@@ -61,9 +61,9 @@ class SaysEndpoint:
         return reply
 
 
-def judge(endpoint: SaysEndpoint, *, student: Response = STUDENT) -> Judgement:
+def judge(endpoint: SaysEndpoint, *, student: Response = STUDENT, again: int = 0) -> Judgement:
     referee = EndpointReferee(cast(Endpoint, endpoint), RefereeConfig(asks=2))
-    return asyncio.run(referee.judge(TASK, teacher=TEACHER, student=student, order=Order.STUDENT_FIRST))
+    return asyncio.run(referee.judge(TASK, teacher=TEACHER, student=student, order=Order.STUDENT_FIRST, again=again))
 
 
 def create(endpoint: SaysEndpoint) -> Completion | None:
@@ -102,6 +102,16 @@ def test_a_referee_reads_json_and_text_whichever_it_asked_for(reply: str, struct
     judgement = judge(SaysEndpoint([completion(reply)], structured=structured))
     assert (judgement.student_score, judgement.teacher_score, judgement.failure) == (9, 4, "")
     assert judgement.evidence == "The first is exact."
+
+
+def test_judging_again_reads_what_was_said_before_and_then_asks_anew() -> None:
+    before = [completion(GOOD_JSON, finish_reason="length"), completion("?")]
+    endpoint = SaysEndpoint([*before, completion("?"), completion(GOOD_JSON)])
+    assert judge(endpoint, again=1).student_score == 9
+    assert [sample for _, _, sample, _ in endpoint.asked] == [0, 1, 2, 3]
+    readable_by_now = SaysEndpoint([completion("?"), completion(GOOD_JSON)])
+    assert judge(readable_by_now, again=1).student_score == 9
+    assert len(readable_by_now.asked) == 2
 
 
 def test_a_referee_asks_again_where_the_json_is_not_valid() -> None:
