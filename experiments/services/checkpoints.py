@@ -195,14 +195,13 @@ def _below_data(folder: str) -> Path | None:
 
 def _saves(kept: Sequence[Kept]) -> list[Save]:
     tuned = set(Checkpoint.objects.values_list("iteration__run_id", "iteration__number"))
-    live = set(
-        Job.objects.filter(state__in=LIVE, stage__name=Stage.IMITATION).values_list("stage__iteration__run_id", "stage__iteration__number")
-    )
+    jobs = Job.objects.filter(state__in=LIVE).select_related("stage__iteration")
+    wanted = {(job.stage.iteration.run_id, job.stage.iteration.number) for job in jobs if job.stage.name == Stage.IMITATION}
     # Any step that is at work may be tuning a damaged checkpoint of an earlier iteration again.
-    at_work = set(Job.objects.filter(state=JobState.RUNNING, queue=Queue.GPU).values_list("stage__iteration__run_id", flat=True))
+    at_work = {job.stage.iteration.run_id for job in jobs if job.state == JobState.RUNNING and job.queue == Queue.GPU}
     runs = Run.objects.values_list("pk", flat=True)
     return [
-        Save(run=run, iteration=number, size=size_of(folder), finished=(run, number) in tuned - live and run not in at_work)
+        Save(run=run, iteration=number, size=size_of(folder), finished=(run, number) in tuned - wanted and run not in at_work)
         for run in sorted(runs)
         for number, folder in saves_of(run)
     ]

@@ -373,6 +373,6 @@ def test_more_checkpoints_and_errands_take_no_more_queries(client_of, run, perso
     def more():
         make.make_finished_run(person("member"), name="another")
 
-    assert asks_the_same_of(client, "/checkpoints/?keep_last=1", after=more) <= 16
+    assert asks_the_same_of(client, "/checkpoints/?keep_last=1", after=more) <= 15
     exported(run, 0, person)
     assert asks_the_same_of(client, url(run, 0), after=lambda: [exported(run, 0, person) for _ in range(5)]) <= 14
